@@ -1,0 +1,121 @@
+#include "base/thread_pool.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace trireme {
+namespace {
+
+// About 20 µs of pauses: longer than the gap between two ops of a decode step, shorter than
+// anything a person or a scheduler would notice as load.
+constexpr int kSpins = 400;
+
+void pause_cpu() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+}  // namespace
+
+struct ThreadPool::State {
+  std::atomic<uint64_t> generation{0};
+  std::atomic<int> running{0};
+  std::atomic<int> sleeping{0};
+  std::atomic<bool> stopping{false};
+  const std::function<void(int)>* body = nullptr;
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::exception_ptr first_error;
+  std::vector<std::thread> workers;
+
+  void call(int thread) {
+    try {
+      (*body)(thread);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (!first_error) first_error = std::current_exception();
+    }
+  }
+
+  void work(int thread) {
+    uint64_t seen = 0;
+    while (true) {
+      for (int i = 0; i < kSpins && generation.load(std::memory_order_acquire) == seen; ++i) {
+        pause_cpu();
+      }
+      if (generation.load(std::memory_order_acquire) == seen) {
+        std::unique_lock lock(mutex);
+        sleeping.fetch_add(1);
+        wake.wait(lock, [&] { return generation.load() != seen; });
+        sleeping.fetch_sub(1);
+      }
+      seen = generation.load(std::memory_order_acquire);
+      if (stopping.load()) return;
+      call(thread);
+      running.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  void announce() {
+    generation.fetch_add(1);  // sequentially consistent: ordered before the read of `sleeping`
+    if (sleeping.load() > 0) {
+      { const std::lock_guard lock(mutex); }
+      wake.notify_all();
+    }
+  }
+};
+
+ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
+  if (threads < 1) fail(ErrorCode::kInvalidArgument, "threads: {} is less than 1", threads);
+  for (int i = 1; i < threads; ++i) {
+    state_->workers.emplace_back([state = state_.get(), i] { state->work(i); });
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  state_->stopping.store(true);
+  state_->announce();
+  for (auto& worker : state_->workers) worker.join();
+}
+
+int ThreadPool::size() const { return static_cast<int>(state_->workers.size()) + 1; }
+
+void ThreadPool::run(const std::function<void(int)>& body) {
+  State& state = *state_;
+  if (state.workers.empty()) {
+    body(0);
+    return;
+  }
+  state.body = &body;
+  state.running.store(static_cast<int>(state.workers.size()), std::memory_order_relaxed);
+  state.announce();
+  state.call(0);
+  for (int spins = 0; state.running.load(std::memory_order_acquire) != 0; ++spins) {
+    // On an oversubscribed machine the worker may wait for this very core.
+    if (spins < kSpins) pause_cpu();
+    else std::this_thread::yield();
+  }
+  if (state.first_error) std::rethrow_exception(std::exchange(state.first_error, nullptr));
+}
+
+Range split_range(int64_t count, int thread, int threads, int64_t grain) {
+  const int64_t units = (count + grain - 1) / grain;
+  const int64_t begin = units * thread / threads * grain;
+  const int64_t end = units * (thread + 1) / threads * grain;
+  return {begin < count ? begin : count, end < count ? end : count};
+}
+
+}  // namespace trireme

@@ -1,0 +1,44 @@
+# The two ways in which this project makes targets: trireme_library() and trireme_test().
+
+find_program(CCACHE_PROGRAM ccache)
+if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
+endif()
+
+add_library(trireme_options INTERFACE)
+target_include_directories(trireme_options INTERFACE ${PROJECT_SOURCE_DIR})
+target_compile_options(trireme_options INTERFACE -Wall -Wextra -ffp-contract=off
+                       $<$<BOOL:${TRIREME_WERROR}>:-Werror>)
+if(TRIREME_SANITIZE)
+  target_compile_options(trireme_options INTERFACE -fsanitize=${TRIREME_SANITIZE}
+                         -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
+  target_link_options(trireme_options INTERFACE -fsanitize=${TRIREME_SANITIZE})
+endif()
+
+# trireme_library(NAME SOURCES a.cc b.cc [DEPENDS lib…]): a static library of this project.
+function(trireme_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPENDS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(${name} PUBLIC trireme_options ${ARG_DEPENDS})
+endfunction()
+
+# trireme_test(NAME SOURCES a.cc [DEPENDS lib…] [RANKS n] [TIMEOUT s] [LABELS l…]): one GoogleTest
+# program and one ctest entry, under mpirun with RANKS ranks where that is given.
+function(trireme_test name)
+  cmake_parse_arguments(ARG "" "RANKS;TIMEOUT" "SOURCES;DEPENDS;LABELS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 60)
+  endif()
+  add_executable(${name} ${ARG_SOURCES})
+  target_compile_definitions(${name} PRIVATE
+    TRIREME_FIXTURES="${PROJECT_SOURCE_DIR}/tests/fixtures" TRIREME_BINARY_DIR="${PROJECT_BINARY_DIR}")
+  if(ARG_RANKS)
+    target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} GTest::gtest)
+    add_test(NAME ${name} COMMAND ${PROJECT_SOURCE_DIR}/launch/mpirun -n ${ARG_RANKS}
+             $<TARGET_FILE:${name}>)
+  else()
+    target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} GTest::gtest GTest::gtest_main)
+    add_test(NAME ${name} COMMAND ${name})
+  endif()
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+endfunction()
