@@ -1,0 +1,66 @@
+// Collectives and point-to-point messages among the ranks of one group.
+//
+// Implementations: single (a world of one), thread (N ranks as threads of one process, for tests),
+// mpi (host memory), and NCCL later. Operations are ordered on a stream; host implementations
+// have finished when the call returns and ignore the stream. All ranks of a group call the same
+// collectives in the same order. Every wait has the communicator's deadline: past it the call
+// throws kDeadlineExceeded naming the operation, its bytes and the peer. After abort() every
+// pending and later call throws kAborted. Only the engine or worker thread of a rank calls these.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace trireme {
+
+// An ordered queue of device work; null for host memory.
+struct StreamHandle {
+  void* native = nullptr;
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual const std::string& name() const = 0;  // "control", "tp", …: for messages
+
+  // data[i] = sum over ranks of data[i], added in rank order: identical bits on every rank, and
+  // the bits of an element do not depend on how many elements travel with it.
+  virtual void all_reduce_sum(std::span<float> data, StreamHandle stream = {}) = 0;
+
+  // out holds size() * in.size() bytes: rank r's bytes at r * in.size(). in.size() equal on all.
+  virtual void all_gather(std::span<const std::byte> in, std::span<std::byte> out,
+                          StreamHandle stream = {}) = 0;
+
+  virtual void broadcast(std::span<std::byte> data, int root, StreamHandle stream = {}) = 0;
+  virtual void barrier() = 0;
+
+  // Starts a send and returns: the bytes are copied or kept until they have left. Sends to one
+  // peer with one tag arrive in order. At most a bounded number are pending; then it waits.
+  virtual void send(std::span<const std::byte> data, int to, int tag, StreamHandle stream = {}) = 0;
+  // Receives exactly data.size() bytes.
+  virtual void recv(std::span<std::byte> data, int from, int tag, StreamHandle stream = {}) = 0;
+  // For messages of unknown size: the size in bytes of the next message, or -1 if none is there
+  // yet (`wait` false) — with `wait` it blocks, without deadline, as an idle receiver does.
+  virtual int64_t probe(int from, int tag, bool wait) = 0;
+
+  // A communicator of the ranks that pass the same color, ordered by rank. Collective.
+  virtual std::unique_ptr<Communicator> split(int color, const std::string& name) = 0;
+
+  virtual void set_deadline(std::chrono::milliseconds limit) = 0;
+  virtual void abort(const std::string& reason) = 0;
+};
+
+std::unique_ptr<Communicator> make_single_communicator(const std::string& name = "single");
+
+// `size` communicators that talk among threads of this process; index i is rank i.
+std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size,
+                                                                     const std::string& name);
+
+}  // namespace trireme

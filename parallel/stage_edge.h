@@ -1,0 +1,34 @@
+// The boundary between two pipeline stages: activations [tokens, hidden] pass from every tensor
+// rank of one stage (each holds the whole, after its last all-reduce) to every tensor rank of the
+// next. The two sides may have different tensor degrees: receiver j hears from sender j mod a, in
+// whole rows, so that no second collective is needed.
+#pragma once
+
+#include <vector>
+
+#include "base/matrix_view.h"
+#include "parallel/communicator.h"
+#include "parallel/layout.h"
+
+namespace trireme {
+
+class StageEdge {
+ public:
+  // `world` spans all ranks of the layout and must outlive the edge.
+  StageEdge(Communicator& world, const ParallelLayout& layout);
+
+  bool has_previous() const { return from_ >= 0; }
+  bool has_next() const { return next_stage_; }
+
+  // x is contiguous f32 (stride == cols). send() returns once x may be overwritten.
+  void recv(MatrixView x, StreamHandle stream = {});
+  void send(MatrixView x, StreamHandle stream = {});
+
+ private:
+  Communicator* world_;
+  int from_ = -1;
+  bool next_stage_ = false;
+  std::vector<int> to_;
+};
+
+}  // namespace trireme

@@ -1,0 +1,63 @@
+// The ranks that serve one model together, and what connects them.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "parallel/communicator.h"
+#include "parallel/doorbell.h"
+#include "parallel/layout.h"
+
+namespace trireme {
+
+// Where this process stands before any layout is chosen. MPI is initialized only if the process
+// was started by a launcher (mpirun, srun) or TRIREME_MPI=1; a plain start is a world of one.
+class MpiEnvironment {
+ public:
+  // MPI_THREAD_SERIALIZED; throws kUnavailable if MPI cannot start.
+  MpiEnvironment(int* argc, char*** argv);
+  ~MpiEnvironment();  // MPI_Finalize, or MPI_Abort when the world was aborted
+  MpiEnvironment(const MpiEnvironment&) = delete;
+  MpiEnvironment& operator=(const MpiEnvironment&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  int local_rank() const { return local_rank_; }  // among the ranks of this node
+  int local_size() const { return local_size_; }
+  int max_local_size() const { return max_local_size_; }
+  const std::string& host() const { return host_; }
+
+  // The communicator of all ranks ("control"); single if there is no MPI.
+  std::unique_ptr<Communicator> make_control() const;
+
+  // Ends every rank of the job with `exit_code`, without waiting for any.
+  [[noreturn]] static void abort(int exit_code);
+
+ private:
+  bool active_ = false;
+  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, max_local_size_ = 1;
+  std::string host_;
+};
+
+// One rank's view of the world. Built collectively from `control`; also for thread worlds in tests.
+//
+// `control` carries plans and results, `data` pipeline activations, `tp` the reductions of this
+// rank's stage: three separate communicators, so that their messages can never meet.
+struct World {
+  ParallelLayout layout;
+  int rank = 0;
+  std::unique_ptr<Communicator> control;
+  std::unique_ptr<Communicator> data;
+  std::unique_ptr<Communicator> tp;
+  std::unique_ptr<Doorbell> doorbell;
+
+  int stage() const { return layout.stage_of(rank); }
+  int tensor_rank() const { return layout.tensor_rank_of(rank); }
+  bool first_stage() const { return stage() == 0; }
+  bool last_stage() const { return stage() == layout.pipeline() - 1; }
+  const TensorShard& shard() const { return layout.shard(rank); }
+};
+
+World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout);
+
+}  // namespace trireme

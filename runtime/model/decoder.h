@@ -1,0 +1,87 @@
+// The transformer on one rank: its stage's layers, its tensor slice.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "parallel/communicator.h"
+#include "parallel/layout.h"
+#include "runtime/model/config.h"
+#include "runtime/model/kv_cache.h"
+#include "runtime/model/weight_source.h"
+
+namespace trireme {
+
+struct LayerWeights {
+  std::vector<float> attn_norm, ffn_norm, q_norm, k_norm;  // empty where the layer has none
+  std::vector<float> q_bias, k_bias, v_bias, o_bias;
+  Weight q, k, v, o, gate, up, down;
+};
+
+// What one rank keeps of a model.
+struct DecoderWeights {
+  Part vocab;          // rows of embed and head
+  Weight embed;        // first stage; with tied embeddings also the last stage's head
+  Weight head;         // last stage, untied
+  std::vector<float> norm;  // last stage
+  std::vector<LayerWeights> layers;
+
+  int64_t bytes() const;
+};
+
+// Bytes that load_weights will hold on this rank, from the shapes alone.
+int64_t weight_bytes(const WeightSource& source, const ParallelLayout& layout, int rank);
+
+// Reads and packs this rank's slices, touching no others. `progress` (optional) hears bytes done of
+// bytes to do.
+DecoderWeights load_weights(const WeightSource& source, const ParallelLayout& layout, int rank,
+                            Backend& backend,
+                            const std::function<void(int64_t, int64_t)>& progress = {});
+
+// A step's work in the decoder's terms. Rows give token_begin/count/position; `tables[g][i]` is the
+// block table of row i in KV group g.
+struct DecoderBatch {
+  std::span<const int32_t> tokens;  // used on the first stage
+  std::span<const AttentionRow> rows;
+  std::vector<std::vector<const int32_t*>> tables;
+  std::span<const int32_t> logit_tokens;  // indices of tokens whose logits are wanted
+};
+
+class Decoder {
+ public:
+  // `tp` reduces among this stage's tensor ranks. All references must outlive the decoder.
+  // `max_tokens`: the largest batch; scratch for it is allocated here and nowhere later.
+  Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank, DecoderWeights weights,
+          Backend& backend, Communicator& tp, int64_t max_tokens);
+
+  // First stage: the batch's token embeddings. Other stages fill hidden() from the stage edge.
+  void embed(const DecoderBatch& batch);
+  // This stage's layers over hidden(), KV written and read through the batch's block tables.
+  void forward(const DecoderBatch& batch, const KvGroups& groups, KvCache& cache);
+  // Last stage: logits of batch.logit_tokens over this rank's part of the vocabulary,
+  // [logit_tokens, vocab.count] float32, valid until the next call.
+  MatrixView logits(const DecoderBatch& batch);
+
+  // [tokens, hidden], contiguous: what passes between stages.
+  MatrixView hidden(int64_t tokens);
+
+ private:
+  struct Scratch;
+  void attention(int layer, const DecoderBatch& batch, const KvGroups& groups, KvCache& cache);
+  void feed_forward(int layer, int64_t tokens);
+
+  const ModelConfig& config_;
+  const ParallelLayout& layout_;
+  int rank_;
+  DecoderWeights weights_;
+  Backend& backend_;
+  Communicator& tp_;
+  std::shared_ptr<Scratch> scratch_;
+};
+
+}  // namespace trireme

@@ -1,0 +1,51 @@
+// One canonical view of a model's tensors, whatever the file format. A format's quirks (GGUF's
+// permuted Llama q/k rows, names, …) are undone here and nowhere else.
+//
+// Canonical names:
+//   embed.weight [vocab, hidden]   norm.weight [hidden]   head.weight [vocab, hidden]
+//   layers.N.attn_norm.weight  layers.N.{q,k,v,o}.{weight,bias}  layers.N.{q,k}_norm.weight
+//   layers.N.ffn_norm.weight   layers.N.{gate,up,down}.weight
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels/quant.h"
+#include "runtime/model/config.h"
+
+namespace trireme {
+
+// A matrix in a mapped file; the source must outlive it.
+struct SourceTensor {
+  std::string name;    // canonical
+  std::string origin;  // the file's own name, for messages
+  QuantFormat format = QuantFormat::kF32;
+  int64_t rows = 0;    // vectors have rows = 1
+  int64_t cols = 0;
+  const std::byte* data = nullptr;
+  // Llama q/k in GGUF: canonical row r of a head lies at file row permuted(r). 0: not permuted.
+  int permuted_head_dim = 0;
+
+  const std::byte* row(int64_t canonical_row) const;
+};
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual const ModelConfig& config() const = 0;
+  virtual std::optional<SourceTensor> find(const std::string& name) const = 0;
+  // Tells the OS that a tensor's pages were read for the last time by this rank.
+  virtual void release(const SourceTensor& tensor) const = 0;
+  virtual std::vector<SourceTensor> tensors() const = 0;  // all that the architecture uses
+};
+
+// `path`: a .gguf file, or a Hugging Face directory (config.json, *.safetensors).
+// Checks every tensor that the architecture needs for presence and shape. Throws kNotFound,
+// kDataLoss (malformed, naming file and field), kUnimplemented (architecture or format, with the
+// list of known ones).
+std::unique_ptr<WeightSource> open_model(const std::string& path);
+
+}  // namespace trireme
