@@ -1,0 +1,68 @@
+// One rank's share of a served model, brought up from a path: what `serve`, `generate`, `score` and
+// `bench` all start from.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/dtype.h"
+#include "base/thread_pool.h"
+#include "kernels/backend.h"
+#include "parallel/world.h"
+#include "runtime/engine.h"
+#include "runtime/model/weight_source.h"
+#include "runtime/scheduler.h"
+#include "runtime/tokenizer.h"
+#include "runtime/worker.h"
+
+namespace trireme {
+
+struct InstanceOptions {
+  std::string model;               // .gguf file or Hugging Face directory
+  std::string layout;              // as parse_layout; empty: chosen
+  int threads = 0;                 // compute threads of this rank; 0: cores / local ranks
+  std::optional<CpuIsa> isa;       // default: the best of the machine
+  std::string profile = "balanced";
+  // Each overrides the profile's figure; 0 or less: the profile's.
+  int32_t token_budget = 0, max_chunk = 0, max_rows = 0, max_running = 0, max_queue = 0;
+  int32_t max_context = 0;         // 0: the model's, as far as the KV memory allows
+  int32_t block_size = 16;
+  std::string kv_dtype = "auto";   // auto: f32 for float32 weights, else f16; f32, f16, bf16
+  int64_t kv_memory = 0;           // bytes per rank; 0: what max_running sequences can use, at most
+                                   // a share of the free memory
+  bool prefix_cache = true;
+  int steps_in_flight = 0;         // 0: one per pipeline stage
+};
+
+class Instance {
+ public:
+  // Collective: every rank of `environment` calls it with equal options. Checks layout and memory
+  // before anything is loaded: kInvalidArgument for a wrong layout, kResourceExhausted stating
+  // how much is missing on which host. An error on one rank is thrown on every rank.
+  Instance(const MpiEnvironment& environment, const InstanceOptions& options);
+  // The same over any control communicator: for thread worlds in tests.
+  Instance(std::unique_ptr<Communicator> control, int local_size, int max_local_size,
+           const InstanceOptions& options);
+  ~Instance();
+
+  World& world();
+  const WeightSource& source() const;
+  const ModelConfig& config() const;
+  const Tokenizer* tokenizer() const;  // null for a model without tokenizer files; rank 0 only
+  const SchedulerConfig& scheduler_config() const;
+  const KvPoolConfig& pool_config() const;
+  Backend& backend();
+  ThreadPool& pool();
+  Worker& worker();
+  Engine& engine();  // rank 0 only
+  int64_t weight_bytes() const;  // on this rank
+  int64_t kv_bytes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace trireme

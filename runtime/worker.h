@@ -1,0 +1,42 @@
+// Executes step plans on one rank: mirrors slots, runs this stage's layers, samples on the last.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "kernels/backend.h"
+#include "parallel/stage_edge.h"
+#include "parallel/world.h"
+#include "runtime/model/decoder.h"
+#include "runtime/model/kv_cache.h"
+#include "runtime/step_plan.h"
+
+namespace trireme {
+
+struct WorkerConfig {
+  int32_t slots = 256;        // as SchedulerConfig::max_running
+  int32_t max_tokens = 512;   // as SchedulerConfig::token_budget
+  int32_t block_size = 16;
+};
+
+class Worker {
+ public:
+  // References must outlive the worker. Collective over the world (stage edges are built).
+  Worker(const ModelConfig& model, World& world, Backend& backend, DecoderWeights weights,
+         KvCache cache, const WorkerConfig& config);
+  ~Worker();
+
+  // This rank's share of one step: receives the previous stage's activations, computes, passes on.
+  // True on the ranks of the last stage, where `result` is then filled.
+  bool execute(const StepPlan& plan, StepResult& result);
+
+  // Ranks other than 0: sleeps at the doorbell, receives plans, executes them, returns results
+  // (tensor rank 0 of the last stage does), until rank 0 ends the world.
+  void run();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace trireme
