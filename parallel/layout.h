@@ -34,7 +34,8 @@ struct LayoutSpec {
 //   tensor = 2            # or, for stages that differ:   [[stage]]
 //   pipeline = 2          #                               tensor = 2
 //   stage_layers = [16, 14]                               layers = 16
-// Unknown keys, zero or negative numbers and contradictions throw kInvalidArgument (naming the key).
+// Unknown keys, zero or negative numbers and contradictions throw kInvalidArgument (naming the
+// key).
 LayoutSpec parse_layout(const std::string& text_or_path);
 
 // A contiguous part [begin, begin + count).

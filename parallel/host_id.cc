@@ -1,0 +1,33 @@
+#include "parallel/host_id.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+
+namespace trireme {
+
+HostId host_id() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  char net_namespace[40] = {};
+  if (readlink("/proc/self/ns/net", net_namespace, sizeof net_namespace - 1) < 0 || boot.empty()) {
+    boot.resize(48);  // no /proc: the host name must do
+    if (gethostname(boot.data(), boot.size() - 1) != 0) boot = "?";
+    boot.resize(std::min(boot.find('\0'), boot.size()));
+  }
+  const std::string text = boot + " " + net_namespace;
+  HostId id{};
+  std::copy_n(text.data(), std::min(text.size(), id.size() - 1), id.data());
+  return id;
+}
+
+std::vector<HostId> gather_host_ids(Communicator& communicator) {
+  const HostId mine = host_id();
+  std::vector<HostId> all(static_cast<size_t>(communicator.size()));
+  communicator.all_gather(std::as_bytes(std::span(&mine, 1)),
+                          std::as_writable_bytes(std::span(all)));
+  return all;
+}
+
+}  // namespace trireme
