@@ -23,7 +23,11 @@ function(trireme_library name)
 endfunction()
 
 # trireme_test(NAME SOURCES a.cc [DEPENDS lib…] [RANKS n] [TIMEOUT s] [LABELS l…]): one GoogleTest
-# program and one ctest entry, under mpirun with RANKS ranks where that is given.
+# program and one ctest entry, under mpirun with RANKS ranks where that is given. Its folder under
+# tests/ is a label too. The targets unit_tests (unit and kernels) and thread_tests (label threads)
+# build what the sanitizer runs need.
+add_custom_target(unit_tests)
+add_custom_target(thread_tests)
 function(trireme_test name)
   cmake_parse_arguments(ARG "" "RANKS;TIMEOUT" "SOURCES;DEPENDS;LABELS" ${ARGN})
   if(NOT ARG_TIMEOUT)
@@ -40,5 +44,13 @@ function(trireme_test name)
     target_link_libraries(${name} PRIVATE ${ARG_DEPENDS} GTest::gtest GTest::gtest_main)
     add_test(NAME ${name} COMMAND ${name})
   endif()
-  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+  get_filename_component(folder ${CMAKE_CURRENT_SOURCE_DIR} NAME)
+  set(labels ${folder} ${ARG_LABELS})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${labels}")
+  if("unit" IN_LIST labels OR "kernels" IN_LIST labels)
+    add_dependencies(unit_tests ${name})
+  endif()
+  if("threads" IN_LIST labels)
+    add_dependencies(thread_tests ${name})
+  endif()
 endfunction()

@@ -1,0 +1,93 @@
+#include <CLI/CLI.hpp>
+
+#include "base/error.h"
+#include "launch/command.h"
+
+namespace trireme {
+
+void add_instance_flags(CLI::App& command, InstanceOptions& options) {
+  command.add_option("--model", options.model, "A .gguf file or a Hugging Face model directory")
+      ->required();
+  command.add_option("--layout", options.layout,
+                     "tensor=2,pipeline=2 or a TOML file; chosen and reported if not given");
+  command.add_option("--threads", options.threads, "Compute threads per rank (0: cores / ranks)");
+  command
+      .add_option_function<std::string>(
+          "--isa",
+          [&options](const std::string& name) {
+            options.isa = name == "avx512" ? CpuIsa::kAvx512
+                          : name == "avx2" ? CpuIsa::kAvx2
+                                           : CpuIsa::kReference;
+          },
+          "CPU instruction set; the machine's best if not given")
+      ->check(CLI::IsMember({"reference", "avx2", "avx512"}));
+  command.add_option("--profile", options.profile, "Scheduling profile: latency, balanced, throughput")
+      ->capture_default_str();
+  const std::string limits = "Limits (0: the profile's)";
+  const auto limit = [&](const char* name, int32_t& target, const char* help) {
+    command.add_option(name, target, help)->group(limits)->check(CLI::NonNegativeNumber);
+  };
+  limit("--token-budget", options.token_budget, "Tokens computed in one step");
+  limit("--max-chunk", options.max_chunk, "Tokens of one prefill chunk");
+  limit("--max-rows", options.max_rows, "Sequences in one step");
+  limit("--max-running", options.max_running, "Sequences with KV blocks");
+  limit("--max-queue", options.max_queue, "Sequences that may wait");
+  limit("--max-context", options.max_context, "Prompt and generated tokens of one sequence");
+  limit("--steps-in-flight", options.steps_in_flight, "Steps in flight (0: one per stage)");
+  const std::string kv = "KV cache";
+  command.add_option("--block-size", options.block_size, "Tokens in a KV block")
+      ->group(kv)
+      ->capture_default_str();
+  command.add_option("--kv-dtype", options.kv_dtype, "auto, f32, f16 or bf16")
+      ->group(kv)
+      ->check(CLI::IsMember({"auto", "f32", "f16", "bf16"}))
+      ->capture_default_str();
+  command
+      .add_option_function<std::string>(
+          "--kv-memory",
+          [&options](const std::string& text) {
+            options.kv_memory = parse_bytes(text, "--kv-memory");
+          },
+          "Bytes of KV cache per rank, e.g. 512MiB")
+      ->group(kv);
+  command
+      .add_flag_callback(
+          "--no-prefix-cache", [&options] { options.prefix_cache = false; },
+          "Never reuse the KV of equal prefixes")
+      ->group(kv);
+}
+
+void add_sampling_flags(CLI::App& command, GenerateParams& params) {
+  SamplingParams& sampling = params.sampling;
+  const std::string group = "Sampling";
+  const auto add = [&](const char* name, auto& target, const char* help) {
+    return command.add_option(name, target, help)->group(group);
+  };
+  sampling.temperature = 0.0f;
+  sampling.max_tokens = 128;
+  add("--max-tokens", sampling.max_tokens, "Tokens to generate at most")->capture_default_str();
+  add("--min-tokens", sampling.min_tokens, "Tokens before the output may stop");
+  add("--temperature", sampling.temperature, "0 is greedy")->capture_default_str();
+  add("--top-k", sampling.top_k, "Keep the k likeliest tokens (0: all)");
+  add("--top-p", sampling.top_p, "Keep the likeliest tokens up to this mass");
+  add("--min-p", sampling.min_p, "Keep tokens of at least this part of the best one's probability");
+  add("--repetition-penalty", sampling.repetition_penalty, "Over prompt and output (1: off)");
+  add("--presence-penalty", sampling.presence_penalty, "Over the output (0: off)");
+  add("--frequency-penalty", sampling.frequency_penalty, "Over the output (0: off)");
+  command
+      .add_option_function<uint64_t>(
+          "--seed",
+          [&params](const uint64_t& seed) {
+            params.sampling.seed = seed;
+            params.seed_given = true;
+          },
+          "Makes sampling repeatable")
+      ->group(group);
+  add("--stop", params.stop, "Stop string; may be given several times");
+  add("--stop-id", sampling.stop_ids, "Stop token id; may be given several times");
+  command.add_flag("--ignore-eos", params.ignore_eos, "Do not stop at the model's end token")
+      ->group(group);
+  command.add_flag("--echo", params.echo, "Print the prompt as well")->group(group);
+}
+
+}  // namespace trireme

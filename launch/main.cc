@@ -1,0 +1,53 @@
+// trireme: one program, one subcommand for each thing a user does.
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <exception>
+
+#include "launch/command.h"
+
+#ifndef TRIREME_VERSION
+#define TRIREME_VERSION "0"
+#endif
+
+int main(int argc, char** argv) {
+  using namespace trireme;
+  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe or socket is an error code, never a signal
+
+  CLI::App app{"Trireme serves large language models across MPI ranks.\n"
+               "Start a server with: mpirun -n 4 trireme serve --model PATH"};
+  app.name("trireme");
+  app.set_version_flag("--version", TRIREME_VERSION);
+  app.require_subcommand(1);
+  app.fallthrough();
+  app.get_formatter()->column_width(34);
+
+  CommandContext context;
+  context.argc = &argc;
+  context.argv = &argv;
+  auto* level = app.add_option("--log-level", context.log_level, "What goes to stderr")
+                    ->check(CLI::IsMember({"debug", "info", "warn", "error", "off"}))
+                    ->capture_default_str();
+
+  CommandBody body;
+  add_serve(app, body);
+  add_generate(app, body);
+  add_chat(app, body);
+  add_score(app, body);
+  add_tokenize(app, body);
+  add_bench(app, body);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& done) {  // --help, --version
+    if (launched_as_root_rank()) app.exit(done);
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    if (launched_as_root_rank()) {
+      std::fprintf(stderr, "trireme: %s\nRun trireme --help for usage.\n", error.what());
+    }
+    return 2;
+  }
+  context.log_level_given = level->count() > 0;
+  return report_errors([&] { return body(context); });
+}
