@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace trireme {
@@ -23,26 +24,42 @@ struct AddedToken {
 
 // The format-neutral description that both file readers fill.
 struct TokenizerSpec {
-  std::vector<std::string> tokens;  // id -> token in the byte-level alphabet; "" where unused
+  std::string source;  // the file it came from, for messages; may be ""
+  // id -> token of the model in the byte-level alphabet; "" where unused or only in `added`.
+  std::vector<std::string> tokens;
   std::vector<std::pair<std::string, std::string>> merges;  // best first
   std::vector<AddedToken> added;
-  // Pre-tokenization: applied in order, each a PCRE2 pattern with a behaviour, or digit splitting.
+
+  // One step of pre-tokenization; the steps are applied in order, each to every piece of the one
+  // before. A pattern is a regex as Hugging Face's tokenizers read it (Oniguruma's syntax).
   struct Split {
-    enum class Kind { kRegexIsolated, kRegexRemoved, kDigitsIndividual, kDigitsContiguous };
+    enum class Kind {
+      kRegexIsolated,  // a match is a piece, and so is what lies between two
+      kRegexRemoved,
+      kRegexContiguous,  // as isolated, but neighbouring matches are one piece
+      kRegexMergedWithPrevious,
+      kRegexMergedWithNext,
+      kDigitsIndividual,
+      kDigitsContiguous,
+      kPrefixSpace,  // a space before each piece that begins with none
+    };
     Kind kind;
-    std::string pattern;
+    std::string pattern;  // for the regex kinds
+    bool invert = false;  // take what lies between the matches for the matches
   };
   std::vector<Split> splits;
-  bool add_prefix_space = false;
   bool ignore_merges = false;  // a pre-token that is itself a token is taken whole
   bool nfc = false;
+  int32_t unknown_id = -1;          // for a byte that has no token; -1: such bytes are dropped
+  bool fuse_unknown = false;        // a run of such bytes is one unknown_id
   std::vector<int32_t> prefix_ids;  // what the post-processor puts before every text (e.g. BOS)
   std::vector<int32_t> suffix_ids;
   std::string chat_template;  // Jinja source as the model file has it; "" if none
 };
 
-// Throws kDataLoss with the file and the missing or wrong field (e.g. no merges), kUnimplemented
-// naming a model type, normalizer or pre-tokenizer that is not supported.
+// Reads tokenizer.json, and the chat template from chat_template.jinja or tokenizer_config.json
+// beside it. Throws kDataLoss with the file and the missing or wrong field (e.g. no merges),
+// kUnimplemented naming a model type, normalizer or pre-tokenizer that is not supported.
 TokenizerSpec read_tokenizer_json(const std::string& path);
 
 class Tokenizer {
@@ -50,6 +67,7 @@ class Tokenizer {
   explicit Tokenizer(TokenizerSpec spec);  // checks it; throws kDataLoss
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
 
   // Ids of UTF-8 text. `add_special` puts prefix_ids and suffix_ids around it. Invalid UTF-8
   // throws kInvalidArgument with the byte offset. Thread-safe.
@@ -59,10 +77,15 @@ class Tokenizer {
   // Throws kInvalidArgument for an id out of range.
   std::string decode(const std::vector<int32_t>& ids, bool skip_special = true) const;
 
-  // The raw bytes of one token (may be part of a UTF-8 sequence); empty for a skipped special.
+  // The raw bytes of one token, special or not (may be part of a UTF-8 sequence); empty for an id
+  // that no token has. These three throw kInvalidArgument for an id out of range.
   std::string_view token_bytes(int32_t id) const;
   bool is_special(int32_t id) const;
-  int32_t vocab_size() const;
+  std::string token_text(int32_t id) const;  // as the model file writes it
+
+  int32_t vocab_size() const;  // every id is below it
+  // The id of a token as the model file writes it: an added token's text or the byte-level
+  // alphabet.
   std::optional<int32_t> token_id(std::string_view text) const;
   const TokenizerSpec& spec() const;
 

@@ -1,0 +1,38 @@
+// Cuts a text into the pieces that byte-pair encoding works on.
+#pragma once
+
+#include <deque>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/tokenizer.h"
+#include "runtime/tokenizer_regex.h"
+
+namespace trireme {
+
+class PreTokenizer {
+ public:
+  explicit PreTokenizer(const std::vector<TokenizerSpec::Split>& splits);
+
+  struct Scratch {
+    Regex::Scratch regex;
+    std::vector<std::string_view> pieces, next;
+    std::deque<std::string> made;  // pieces that are no part of the text
+  };
+
+  // The pieces of `text` (valid UTF-8), in order, none empty: valid until the next call.
+  const std::vector<std::string_view>& split(std::string_view text, Scratch& scratch) const;
+
+ private:
+  struct Step {
+    TokenizerSpec::Split::Kind kind;
+    bool invert;
+    std::vector<Regex> regex;  // one, or none
+  };
+  static void run(const Step& step, std::string_view piece, Scratch& scratch);
+
+  std::vector<Step> steps_;
+};
+
+}  // namespace trireme
