@@ -144,7 +144,8 @@ Socket connect_to_ringer(const Invitation& invitation, int rank, bool same_host)
       }
       problem = fmt::format("{}:{}: no answer", address, invitation.port);
     }
-    problems += (problems.empty() ? "" : "; ") + problem;
+    if (!problems.empty()) problems += "; ";
+    problems += problem;
   }
   fail(ErrorCode::kUnavailable, "doorbell: rank {} cannot reach rank 0 over TCP ({})", rank,
        addresses.empty() ? "its host has no IPv4 address" : problems);

@@ -1,5 +1,6 @@
 #include "parallel/host_id.h"
 
+#include <fmt/core.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,11 +13,11 @@ HostId host_id() {
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
   char net_namespace[40] = {};
   if (readlink("/proc/self/ns/net", net_namespace, sizeof net_namespace - 1) < 0 || boot.empty()) {
-    boot.resize(48);  // no /proc: the host name must do
-    if (gethostname(boot.data(), boot.size() - 1) != 0) boot = "?";
-    boot.resize(std::min(boot.find('\0'), boot.size()));
+    char name[64] = {};  // no /proc: the host's name must do
+    gethostname(name, sizeof name - 1);
+    boot = name;
   }
-  const std::string text = boot + " " + net_namespace;
+  const std::string text = fmt::format("{} {}", boot, net_namespace);
   HostId id{};
   std::copy_n(text.data(), std::min(text.size(), id.size() - 1), id.data());
   return id;

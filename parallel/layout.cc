@@ -8,6 +8,11 @@
 namespace trireme {
 namespace {
 
+void append(std::string& sum, const std::string& term) {
+  if (!sum.empty()) sum += '+';
+  sum += term;
+}
+
 // The layers of each stage, those left open dealt so that the slowest stage is as fast as it can
 // be: one at a time to the stage that is cheapest with one more. A stage's cost is its layers'
 // parameters, and the head's on the last stage, over its tensor ranks.
@@ -27,7 +32,7 @@ std::vector<int> balance_layers(const LayoutSpec& spec, const ModelShape& model)
   if (left < 0 || (left > 0 && open.empty())) {
     std::string wanted;
     for (const StageSpec& stage : spec.stages) {
-      wanted += (wanted.empty() ? "" : "+") + (stage.layers ? std::to_string(stage.layers) : "?");
+      append(wanted, stage.layers ? std::to_string(stage.layers) : "?");
     }
     fail(ErrorCode::kInvalidArgument,
          "layout: stage layers {} do not make up the model's {} layers", wanted, model.layers);
@@ -78,8 +83,8 @@ std::string ParallelLayout::describe() const {
   bool even = true;
   for (const Stage& stage : stages) {
     even = even && stage.tensor == stages[0].tensor;
-    tensor += (tensor.empty() ? "" : "+") + std::to_string(stage.tensor);
-    layers += (layers.empty() ? "" : "+") + std::to_string(stage.layers.count);
+    append(tensor, std::to_string(stage.tensor));
+    append(layers, std::to_string(stage.layers.count));
   }
   if (even && !stages.empty()) tensor = std::to_string(stages[0].tensor);
   return fmt::format("tensor={} x pipeline={} (layers {})", tensor, pipeline(), layers);
