@@ -1,0 +1,387 @@
+#include "runtime/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "runtime/rng.h"
+#include "runtime/sampler_exchange.h"
+
+namespace trireme {
+namespace {
+
+constexpr int64_t kFirstCandidates = 64;
+constexpr int64_t kGrowth = 4;
+
+enum class Path : uint8_t {
+  kNone,  // scoring only
+  kGreedy,
+  kWhole,       // temperature alone: drawn where the logits are
+  kMinP,        // as kWhole, once the global maximum is known
+  kCandidates,  // top_k, top_p: drawn from a sorted prefix
+};
+
+// A row on its way through one call of sample().
+struct Work {
+  const SampleRow* row = nullptr;
+  LogitRow logits;
+  Path path = Path::kNone;
+  bool logprobs = false;
+  int64_t top = 0;  // best raw logits wanted
+  float raw_max = 0.0f;
+  double raw_log_sum = 0.0;  // of e^logit over the vocabulary
+  Draw draw;
+  int64_t total_mass = 0;  // with temperature; where top_p needs it
+  int64_t candidates = 0;  // to send per rank in the next round; 0: decided
+  bool truncated = false;  // this rank has more than it sent
+  std::vector<Candidate> local;
+  std::vector<Candidate> merged;
+  int32_t token = -1;
+};
+
+Path path_of(const SamplingParams* params, int64_t vocab) {
+  if (params == nullptr) return Path::kNone;
+  if (!(params->temperature > 0.0f)) return Path::kGreedy;
+  if ((params->top_k > 0 && params->top_k < vocab) || params->top_p < 1.0f) {
+    return Path::kCandidates;
+  }
+  return params->min_p > 0.0f ? Path::kMinP : Path::kWhole;
+}
+
+float inverse_for_mass(const Draw& draw) {
+  return static_cast<float>(std::min(draw.inverse_temperature, 1e30));
+}
+
+bool better_candidate(const Candidate& a, const Candidate& b) { return better(a, b); }
+
+// How far the merged candidates are beyond doubt: a token that some rank held back is worse than
+// the last one that rank sent.
+struct Certainty {
+  bool complete = true;  // nobody held anything back
+  Candidate worst_sent;  // the best of the last candidates of the ranks that held some back
+  void held_back(const Candidate& last) {
+    if (complete || better(last, worst_sent)) worst_sent = last;
+    complete = false;
+  }
+  size_t known(const std::vector<Candidate>& merged) const {
+    if (complete) return merged.size();
+    return static_cast<size_t>(
+        std::upper_bound(merged.begin(), merged.end(), worst_sent, better_candidate) -
+        merged.begin());
+  }
+};
+
+// The length of the prefix of work.merged that top_k, top_p and min_p keep, or -1 if the
+// candidates do not prove it yet.
+int64_t kept_prefix(const Work& work, const Certainty& certainty, int64_t vocab) {
+  const SamplingParams& params = *work.row->params;
+  const auto& merged = work.merged;
+  const size_t known = certainty.known(merged);
+  const bool by_k = params.top_k > 0 && params.top_k < vocab;
+  const size_t limit = by_k ? std::min(static_cast<size_t>(params.top_k), known) : known;
+  const bool whole = certainty.complete || (by_k && known >= static_cast<size_t>(params.top_k));
+  const bool by_p = params.top_p < 1.0f;
+  double needed = 0.0;
+  if (by_p) {
+    int64_t mass = work.total_mass;
+    if (by_k) {
+      if (!whole) return -1;
+      mass = 0;
+      for (size_t i = 0; i < limit; ++i) {
+        mass += mass_of(merged[i].logit, merged[0].logit, inverse_for_mass(work.draw));
+      }
+    }
+    needed = static_cast<double>(params.top_p) * static_cast<double>(mass);
+  }
+  int64_t before = 0;
+  for (size_t i = 0; i < limit; ++i) {
+    if (i > 0 && by_p && static_cast<double>(before) >= needed) return static_cast<int64_t>(i);
+    if (i > 0 && !work.draw.keeps(merged[i].logit)) return static_cast<int64_t>(i);
+    if (by_p) before += mass_of(merged[i].logit, merged[0].logit, inverse_for_mass(work.draw));
+  }
+  const bool reached = by_p && !by_k && static_cast<double>(before) >= needed && limit > 0;
+  return whole || reached ? static_cast<int64_t>(limit) : -1;
+}
+
+}  // namespace
+
+struct Sampler::State {
+  State(Communicator& group, Part part, int64_t size) : tp(group), vocab(part), vocab_size(size) {}
+
+  void begin(MatrixView logits, std::span<const SampleRow> rows);
+  void raw_statistics();
+  void first_round();
+  void min_p_round();
+  void candidate_round(bool with_mass);
+  void choose_among_candidates(Work& work, const Certainty& certainty);
+  void chosen_logprobs(std::vector<Sampled>& out);
+
+  Communicator& tp;
+  Part vocab;
+  int64_t vocab_size;
+  int64_t largest_part = 0;
+  Exchange exchange;
+  std::vector<Work> works;  // grows to the most rows seen
+  size_t count = 0;         // rows of this call
+  std::span<Work> active() { return std::span(works).first(count); }
+  template <typename Predicate>
+  bool any(Predicate predicate) {
+    return std::any_of(works.begin(), works.begin() + static_cast<std::ptrdiff_t>(count),
+                       predicate);
+  }
+};
+
+void Sampler::State::begin(MatrixView logits, std::span<const SampleRow> rows) {
+  count = rows.size();
+  if (works.size() < count) works.resize(count);
+  for (size_t i = 0; i < count; ++i) {
+    Work& work = works[i];
+    const SamplingParams* params = rows[i].params;
+    work.row = &rows[i];
+    work.logits.attach(logits.f32(static_cast<int64_t>(i)), vocab);
+    work.path = path_of(params, vocab_size);
+    work.logprobs = params == nullptr ? rows[i].target >= 0 : params->logprobs >= 0;
+    work.top = params == nullptr ? rows[i].top : params->logprobs;
+    work.top = work.logprobs ? std::clamp<int64_t>(work.top, 0, vocab_size) : 0;
+    work.token = params == nullptr ? rows[i].target : -1;
+    work.total_mass = 0;
+    work.draw = {};
+    work.candidates = 0;
+    if (params == nullptr || work.path == Path::kGreedy) continue;
+    work.draw.key = draw_key(params->seed, rows[i].output_index,
+                             static_cast<uint32_t>(rows[i].position), rows[i].draw);
+    work.draw.inverse_temperature = 1.0 / static_cast<double>(params->temperature);
+    if (params->min_p > 0.0f) {
+      work.draw.log_min_p = std::log(std::min(1.0, static_cast<double>(params->min_p)));
+    }
+    if (work.path != Path::kCandidates) continue;
+    const bool by_k = params->top_k > 0 && params->top_k < vocab_size;
+    work.candidates =
+        by_k ? std::min<int64_t>(params->top_k, kFirstCandidates * kGrowth) : kFirstCandidates;
+  }
+}
+
+// log of the sum, and the best of the raw logits, before anything is adjusted.
+void Sampler::State::raw_statistics() {
+  const auto wants = [](const Work& work) { return work.logprobs; };
+  if (!any(wants)) return;
+  exchange.clear();
+  for (Work& work : active()) {
+    if (work.logprobs) exchange.put(work.logits.best());
+  }
+  exchange.gather(tp);
+  for (Work& work : active()) {
+    if (!work.logprobs) continue;
+    work.raw_max = -std::numeric_limits<float>::infinity();
+    for (int rank = 0; rank < tp.size(); ++rank) {
+      const auto best = exchange.take<Candidate>(rank);
+      if (best.token >= 0) work.raw_max = std::max(work.raw_max, best.logit);
+    }
+  }
+  exchange.clear();
+  for (Work& work : active()) {
+    if (!work.logprobs) continue;
+    exchange.put(work.logits.mass(work.raw_max, 1.0f));
+    const int64_t sent = std::min(work.top, largest_part);
+    if (sent == 0) continue;
+    work.logits.top(sent, work.local);
+    work.local.resize(static_cast<size_t>(sent));
+    for (const Candidate& candidate : work.local) exchange.put(candidate);
+  }
+  exchange.gather(tp);
+  for (Work& work : active()) {
+    if (!work.logprobs) continue;
+    int64_t mass = 0;
+    work.merged.clear();
+    for (int rank = 0; rank < tp.size(); ++rank) {
+      mass += exchange.take<int64_t>(rank);
+      for (int64_t i = 0; i < std::min(work.top, largest_part); ++i) {
+        const auto candidate = exchange.take<Candidate>(rank);
+        if (candidate.token >= 0) work.merged.push_back(candidate);
+      }
+    }
+    work.raw_log_sum =
+        static_cast<double>(work.raw_max) + std::log(static_cast<double>(mass) * kMassUnit);
+    std::sort(work.merged.begin(), work.merged.end(), better_candidate);
+    if (static_cast<int64_t>(work.merged.size()) > work.top) {
+      work.merged.resize(static_cast<size_t>(work.top));
+    }
+  }
+}
+
+// What one look at the local logits decides: greedy rows, and draws from the whole vocabulary.
+// For the others it finds the global maximum.
+void Sampler::State::first_round() {
+  struct Lead {
+    double score;
+    Candidate best;
+  };
+  exchange.clear();
+  for (Work& work : active()) {
+    if (work.path == Path::kNone) continue;
+    const SamplingParams& params = *work.row->params;
+    work.logits.adjust(params, work.row->counts, work.row->position < params.min_tokens);
+    Lead lead{0.0, work.logits.best()};
+    if (work.path == Path::kWhole) {
+      const Scored scored = work.logits.draw(work.draw);
+      lead = {scored.score, {0.0f, scored.token}};
+    }
+    exchange.put(lead);
+  }
+  exchange.gather(tp);
+  for (Work& work : active()) {
+    if (work.path == Path::kNone) continue;
+    Candidate best;
+    Scored drawn;
+    for (int rank = 0; rank < tp.size(); ++rank) {
+      const auto lead = exchange.take<Lead>(rank);
+      if (lead.best.token < 0) continue;
+      if (best.token < 0 || better(lead.best, best)) best = lead.best;
+      const Scored scored{lead.score, lead.best.token};
+      if (better(scored, drawn)) drawn = scored;
+    }
+    if (work.path == Path::kGreedy) work.token = best.token;
+    if (work.path == Path::kWhole) work.token = drawn.token;
+    work.draw.max = static_cast<double>(best.logit);
+    if (best.token < 0) work.candidates = 0;  // nothing left
+    if (best.token < 0 && work.path == Path::kMinP) work.path = Path::kGreedy;
+  }
+}
+
+void Sampler::State::min_p_round() {
+  const auto by_min_p = [](const Work& work) { return work.path == Path::kMinP; };
+  if (!any(by_min_p)) return;
+  exchange.clear();
+  for (Work& work : active()) {
+    if (by_min_p(work)) exchange.put(work.logits.draw(work.draw));
+  }
+  exchange.gather(tp);
+  for (Work& work : active()) {
+    if (!by_min_p(work)) continue;
+    Scored drawn;
+    for (int rank = 0; rank < tp.size(); ++rank) {
+      const auto scored = exchange.take<Scored>(rank);
+      if (better(scored, drawn)) drawn = scored;
+    }
+    work.token = drawn.token;
+  }
+}
+
+// One round of candidates for the rows that are not decided, all in one message.
+void Sampler::State::candidate_round(bool with_mass) {
+  exchange.clear();
+  for (Work& work : active()) {
+    if (work.candidates == 0) continue;
+    work.candidates = std::min(work.candidates, largest_part);
+    work.truncated = work.logits.top(work.candidates, work.local);
+    work.local.resize(static_cast<size_t>(work.candidates));
+    exchange.put(work.truncated);
+    if (with_mass) {
+      const auto max = static_cast<float>(work.draw.max);
+      const bool wanted = work.row->params->top_p < 1.0f;
+      exchange.put(wanted ? work.logits.mass(max, inverse_for_mass(work.draw)) : int64_t{0});
+    }
+    for (const Candidate& candidate : work.local) exchange.put(candidate);
+  }
+  exchange.gather(tp);
+  for (Work& work : active()) {
+    if (work.candidates == 0) continue;
+    Certainty certainty;
+    work.merged.clear();
+    for (int rank = 0; rank < tp.size(); ++rank) {
+      const bool truncated = exchange.take<bool>(rank);
+      if (with_mass) work.total_mass += exchange.take<int64_t>(rank);
+      Candidate last;
+      for (int64_t i = 0; i < work.candidates; ++i) {
+        const auto candidate = exchange.take<Candidate>(rank);
+        if (candidate.token < 0) continue;
+        work.merged.push_back(candidate);
+        last = candidate;
+      }
+      if (truncated) certainty.held_back(last);
+    }
+    std::sort(work.merged.begin(), work.merged.end(), better_candidate);
+    choose_among_candidates(work, certainty);
+  }
+}
+
+void Sampler::State::choose_among_candidates(Work& work, const Certainty& certainty) {
+  const int64_t kept = kept_prefix(work, certainty, vocab_size);
+  if (kept < 0) {
+    work.candidates *= kGrowth;
+    return;
+  }
+  work.candidates = 0;
+  Scored drawn;
+  for (int64_t i = 0; i < kept; ++i) {
+    const Scored scored = work.draw.score(work.merged[static_cast<size_t>(i)]);
+    if (better(scored, drawn)) drawn = scored;
+  }
+  work.token = drawn.token;
+}
+
+// The raw logit of the chosen (or target) token comes from the rank that holds it.
+void Sampler::State::chosen_logprobs(std::vector<Sampled>& out) {
+  const auto wants = [](const Work& work) { return work.logprobs && work.token >= 0; };
+  if (!any(wants)) return;
+  exchange.clear();
+  for (Work& work : active()) {
+    if (!wants(work)) continue;
+    struct Held {
+      float logit;
+      int32_t held;
+    };
+    const bool held = work.logits.holds(work.token);
+    exchange.put(Held{held ? work.logits.raw(work.token) : 0.0f, held ? 1 : 0});
+  }
+  exchange.gather(tp);
+  for (size_t i = 0; i < count; ++i) {
+    if (!wants(works[i])) continue;
+    float logit = -std::numeric_limits<float>::infinity();
+    for (int rank = 0; rank < tp.size(); ++rank) {
+      const auto value = exchange.take<float>(rank);
+      if (exchange.take<int32_t>(rank) != 0) logit = value;
+    }
+    out[i].logprob = static_cast<float>(static_cast<double>(logit) - works[i].raw_log_sum);
+  }
+}
+
+Sampler::Sampler(Communicator& tp, Part vocab, int64_t vocab_size)
+    : state_(std::make_unique<State>(tp, vocab, vocab_size)) {
+  state_->exchange.put(vocab.count);
+  state_->exchange.gather(tp);
+  for (int rank = 0; rank < tp.size(); ++rank) {
+    state_->largest_part = std::max(state_->largest_part, state_->exchange.take<int64_t>(rank));
+  }
+}
+
+Sampler::~Sampler() = default;
+
+void Sampler::sample(MatrixView logits, std::span<const SampleRow> rows,
+                     std::vector<Sampled>& out) {
+  State& state = *state_;
+  if (logits.rows < static_cast<int64_t>(rows.size()) || logits.cols != state.vocab.count) {
+    fail(ErrorCode::kInternal, "sampler: logits are [{},{}], expected [{},{}]", logits.rows,
+         logits.cols, rows.size(), state.vocab.count);
+  }
+  out.resize(rows.size());
+  state.begin(logits, rows);
+  state.raw_statistics();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    out[i].top.clear();
+    out[i].logprob = 0.0f;
+    if (!state.works[i].logprobs) continue;
+    for (const Candidate& candidate : state.works[i].merged) {
+      const double logprob = static_cast<double>(candidate.logit) - state.works[i].raw_log_sum;
+      out[i].top.push_back({candidate.token, static_cast<float>(logprob)});
+    }
+  }
+  if (state.any([](const Work& work) { return work.path != Path::kNone; })) state.first_round();
+  state.min_p_round();
+  const auto undecided = [](const Work& work) { return work.candidates > 0; };
+  for (bool first = true; state.any(undecided); first = false) state.candidate_round(first);
+  for (size_t i = 0; i < rows.size(); ++i) out[i].token = state.works[i].token;
+  state.chosen_logprobs(out);
+}
+
+}  // namespace trireme

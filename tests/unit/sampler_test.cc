@@ -1,0 +1,424 @@
+#include "runtime/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <thread>
+
+#include "runtime/rng.h"
+#include "tests/unit/sampler_reference.h"
+
+namespace trireme {
+namespace {
+
+struct Case {
+  std::vector<float> logits;
+  SamplingParams params;
+  std::vector<int32_t> prompt, generated;
+  uint32_t output_index = 0;
+  bool score = false;  // only score `target`
+  int32_t target = -1;
+  int32_t top = 0;
+};
+
+// Uneven parts of the vocabulary for `ranks` ranks.
+std::vector<Part> uneven_parts(int64_t vocab, int ranks) {
+  std::vector<Part> parts;
+  int64_t begin = 0;
+  for (int rank = 0; rank < ranks; ++rank) {
+    int64_t end = rank + 1 == ranks ? vocab : vocab * (rank + 1) / ranks + 7 * rank - 3;
+    end = std::clamp<int64_t>(end, begin, vocab);
+    parts.push_back({begin, end - begin});
+    begin = end;
+  }
+  return parts;
+}
+
+std::vector<Sampled> sample_on(Communicator& tp, Part part, const std::vector<Case>& cases) {
+  const auto vocab = static_cast<int64_t>(cases.front().logits.size());
+  Sampler sampler(tp, part, vocab);
+  std::vector<float> logits;
+  std::vector<TokenCounts> counts(cases.size());
+  std::vector<SampleRow> rows;
+  for (size_t i = 0; i < cases.size(); ++i) {
+    const Case& one = cases[i];
+    logits.insert(logits.end(), one.logits.begin() + part.begin, one.logits.begin() + part.end());
+    for (const int32_t token : one.prompt) counts[i].add(token, false);
+    for (const int32_t token : one.generated) counts[i].add(token, true);
+    SampleRow row;
+    if (!one.score) row.params = &one.params;
+    row.counts = &counts[i];
+    row.output_index = one.output_index;
+    row.position = static_cast<int32_t>(one.generated.size());
+    row.target = one.target;
+    row.top = one.top;
+    rows.push_back(row);
+  }
+  std::vector<Sampled> out;
+  const auto count = static_cast<int64_t>(cases.size());
+  sampler.sample(matrix_f32(logits.data(), count, part.count), rows, out);
+  return out;
+}
+
+bool equal(const Sampled& a, const Sampled& b) {
+  return a.token == b.token && a.logprob == b.logprob &&
+         std::equal(a.top.begin(), a.top.end(), b.top.begin(), b.top.end(),
+                    [](const TokenLogprob& x, const TokenLogprob& y) {
+                      return x.token == y.token && x.logprob == y.logprob;
+                    });
+}
+
+// Runs the cases on `ranks` ranks and checks that all come to the same result.
+std::vector<Sampled> sample_split(const std::vector<Case>& cases, int ranks) {
+  const auto parts = uneven_parts(static_cast<int64_t>(cases.front().logits.size()), ranks);
+  auto group = make_thread_communicators(ranks, "tp");
+  std::vector<std::vector<Sampled>> results(static_cast<size_t>(ranks));
+  std::vector<std::thread> threads;
+  for (size_t rank = 0; rank < results.size(); ++rank) {
+    threads.emplace_back(
+        [&, rank] { results[rank] = sample_on(*group[rank], parts[rank], cases); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const auto& result : results) {
+    for (size_t i = 0; i < cases.size(); ++i) EXPECT_TRUE(equal(result[i], results[0][i]));
+  }
+  return results[0];
+}
+
+std::vector<Sampled> sample_whole(const std::vector<Case>& cases) {
+  auto single = make_single_communicator();
+  const auto vocab = static_cast<int64_t>(cases.front().logits.size());
+  return sample_on(*single, {0, vocab}, cases);
+}
+
+uint64_t key_of(const Case& one) {
+  return draw_key(one.params.seed, one.output_index, static_cast<uint32_t>(one.generated.size()),
+                  0);
+}
+
+int32_t expected_token(const Case& one) {
+  const auto logits = reference::adjust(one.logits, one.params, one.prompt, one.generated);
+  if (one.params.greedy()) {
+    const auto best = std::max_element(logits.begin(), logits.end());
+    return static_cast<int32_t>(best - logits.begin());
+  }
+  const auto kept = reference::probabilities(logits, one.params);
+  return reference::draw(logits, kept, one.params, key_of(one));
+}
+
+// Random parameters of every kind, over a vocabulary of `vocab`.
+Case random_case(uint64_t seed, int vocab) {
+  std::mt19937_64 random(seed * 977 + 5);
+  const auto chance = [&](int percent) { return static_cast<int>(random() % 100) < percent; };
+  const auto real = [&](float low, float high) {
+    return std::uniform_real_distribution<float>(low, high)(random);
+  };
+  const auto token = [&] { return static_cast<int32_t>(random() % static_cast<uint64_t>(vocab)); };
+  Case one;
+  one.logits = reference::random_logits(seed, vocab, real(0.5f, 5.0f));
+  if (chance(30)) {  // ties: a coarse grid of logits
+    for (float& logit : one.logits) logit = std::round(logit * 2.0f) / 2.0f;
+  }
+  SamplingParams& params = one.params;
+  params.seed = random();
+  params.temperature = chance(20) ? 0.0f : real(0.1f, 2.0f);
+  if (chance(50)) params.top_k = 1 + static_cast<int32_t>(random() % (chance(30) ? 900 : 40));
+  if (chance(50)) params.top_p = real(0.05f, 0.999f);
+  if (chance(40)) params.min_p = real(0.0f, 0.3f);
+  if (chance(50)) params.repetition_penalty = real(0.7f, 1.6f);
+  if (chance(50)) params.presence_penalty = real(-2.0f, 2.0f);
+  if (chance(50)) params.frequency_penalty = real(-2.0f, 2.0f);
+  for (int i = 0; chance(70) && i < 20; ++i) params.logit_bias.emplace_back(token(), real(-5, 5));
+  for (int i = 0; chance(80) && i < 20; ++i) params.banned_tokens.push_back(token());
+  for (int i = 0; i < 3; ++i) params.stop_ids.push_back(token());
+  if (chance(20)) {
+    for (int i = 0; i < vocab / 3; ++i) params.allowed_tokens.push_back(token());
+  }
+  params.min_tokens = static_cast<int32_t>(random() % 10);
+  for (int i = 0; i < 40; ++i) one.prompt.push_back(token());
+  for (uint64_t i = random() % 12; i > 0; --i) one.generated.push_back(token() % 10);
+  if (chance(60)) params.logprobs = static_cast<int32_t>(random() % 6);
+  one.output_index = static_cast<uint32_t>(random() % 4);
+  return one;
+}
+
+TEST(Sampler, EverySplitAgreesWithTheReference) {
+  std::vector<Case> cases;
+  for (uint64_t seed = 0; seed < 200; ++seed) cases.push_back(random_case(seed, 1511));
+  const auto whole = sample_whole(cases);
+  for (size_t i = 0; i < cases.size(); ++i) {
+    EXPECT_EQ(whole[i].token, expected_token(cases[i])) << "case " << i;
+  }
+  for (int ranks = 2; ranks <= 4; ++ranks) {
+    const auto split = sample_split(cases, ranks);
+    for (size_t i = 0; i < cases.size(); ++i) {
+      EXPECT_TRUE(equal(split[i], whole[i])) << "case " << i << " on " << ranks << " ranks";
+    }
+  }
+}
+
+TEST(Sampler, RowsDoNotDependOnTheBatch) {
+  std::vector<Case> cases;
+  for (uint64_t seed = 300; seed < 330; ++seed) cases.push_back(random_case(seed, 700));
+  const auto together = sample_whole(cases);
+  for (size_t i = 0; i < cases.size(); ++i) {
+    EXPECT_TRUE(equal(sample_whole({cases[i]})[0], together[i])) << "case " << i;
+  }
+}
+
+TEST(Sampler, MoreRanksThanTokens) {
+  std::vector<Case> cases;
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    Case one;
+    one.logits = reference::random_logits(seed, 3);
+    one.params.seed = seed;
+    one.params.logprobs = 2;
+    if (seed % 2) one.params.top_p = 0.7f;
+    cases.push_back(one);
+  }
+  const auto split = sample_split(cases, 4);
+  for (size_t i = 0; i < cases.size(); ++i) EXPECT_EQ(split[i].token, expected_token(cases[i]));
+}
+
+// Pearson's statistic of `draws` samples against the exact distribution; seeds are fixed, so this
+// cannot fail by chance.
+void expect_distribution(Case one, int draws) {
+  const auto adjusted = reference::adjust(one.logits, one.params, one.prompt, one.generated);
+  const auto exact = reference::probabilities(adjusted, one.params);
+  std::vector<Case> cases(static_cast<size_t>(draws), one);
+  for (size_t i = 0; i < cases.size(); ++i) cases[i].params.seed = 1000 + i;
+  const auto drawn = sample_whole(cases);
+  std::vector<int> seen(exact.size(), 0);
+  for (const Sampled& sampled : drawn) ++seen[static_cast<size_t>(sampled.token)];
+  double statistic = 0.0, rest_expected = 0.0, rest_seen = 0.0;
+  int cells = 0;
+  const auto cell = [&](double expected, double count) {
+    statistic += (count - expected) * (count - expected) / expected;
+    ++cells;
+  };
+  for (size_t i = 0; i < exact.size(); ++i) {
+    if (exact[i] == 0.0) {
+      EXPECT_EQ(seen[i], 0);
+    } else if (exact[i] * draws >= 8.0) {
+      cell(exact[i] * draws, seen[i]);
+    } else {
+      rest_expected += exact[i] * draws;
+      rest_seen += seen[i];
+    }
+  }
+  if (rest_expected >= 8.0) cell(rest_expected, rest_seen);
+  const double freedom = cells - 1;  // mean; the variance is twice that
+  EXPECT_LT(statistic, freedom + 4.0 * std::sqrt(2.0 * freedom) + 4.0) << cells << " cells";
+}
+
+TEST(Sampler, DrawsFollowTheDistribution) {
+  Case one;
+  one.logits = reference::random_logits(7, 50, 1.5f);
+  expect_distribution(one, 20000);
+  one.params.temperature = 0.6f;
+  expect_distribution(one, 20000);
+  one.params.temperature = 1.7f;
+  one.params.top_k = 12;
+  expect_distribution(one, 20000);
+  one.params.top_p = 0.8f;
+  expect_distribution(one, 20000);
+  one.params.top_k = 0;
+  expect_distribution(one, 20000);
+  one.params.top_p = 1.0f;
+  one.params.min_p = 0.15f;
+  expect_distribution(one, 20000);
+}
+
+// The noise must be independent over positions and outputs too, not only over seeds.
+TEST(Sampler, NoiseIsUniformAlongEveryKey) {
+  const auto expect_uniform = [](const std::function<double(int)>& value) {
+    constexpr int kCells = 64, kDraws = 64000;
+    std::vector<int> seen(kCells, 0);
+    for (int i = 0; i < kDraws; ++i) ++seen[static_cast<size_t>(value(i) * kCells)];
+    double statistic = 0.0;
+    for (const int count : seen) statistic += (count - 1000.0) * (count - 1000.0) / 1000.0;
+    EXPECT_LT(statistic, 63 + 4 * std::sqrt(126.0));
+    EXPECT_GT(statistic, 63 - 4 * std::sqrt(126.0));
+  };
+  const auto at = [](int i) { return static_cast<uint32_t>(i); };
+  expect_uniform([&](int i) { return uniform(draw_key(at(i), 0, 0, 0), 5); });
+  expect_uniform([&](int i) { return uniform(draw_key(1, at(i), 0, 0), 5); });
+  expect_uniform([&](int i) { return uniform(draw_key(1, 0, at(i), 0), 5); });
+  expect_uniform([&](int i) { return uniform(draw_key(1, 0, 0, at(i)), 5); });
+  expect_uniform([&](int i) { return uniform(draw_key(1, 0, 0, 0), i); });
+}
+
+TEST(Sampler, GreedyTiesGoToTheLowestId) {
+  Case one;
+  one.logits.assign(300, 1.0f);
+  one.params.temperature = 0.0f;
+  EXPECT_EQ(sample_whole({one})[0].token, 0);
+  one.logits[250] = one.logits[130] = 2.0f;
+  EXPECT_EQ(sample_whole({one})[0].token, 130);
+  EXPECT_EQ(sample_split({one}, 3)[0].token, 130);
+}
+
+TEST(Sampler, EdgesOfTheLimits) {
+  Case one;
+  one.logits = reference::random_logits(3, 400);
+  const auto greedy = static_cast<int32_t>(std::max_element(one.logits.begin(), one.logits.end()) -
+                                           one.logits.begin());
+  const auto expect_greedy = [&](const std::function<void(SamplingParams&)>& set) {
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      Case copy = one;
+      copy.params.seed = seed;
+      set(copy.params);
+      EXPECT_EQ(sample_split({copy}, 2)[0].token, greedy);
+    }
+  };
+  expect_greedy([](SamplingParams& params) { params.top_k = 1; });
+  expect_greedy([](SamplingParams& params) { params.top_p = 1e-9f; });
+  expect_greedy([](SamplingParams& params) { params.min_p = 1.0f; });
+  expect_greedy([](SamplingParams& params) { params.temperature = 1e-30f; });
+  expect_greedy([](SamplingParams& params) {
+    params.temperature = 1e-30f;
+    params.top_p = 0.999f;
+  });
+  // A limit that keeps everything changes nothing.
+  for (uint64_t seed = 0; seed < 50; ++seed) {
+    Case free = one, wide = one;
+    free.params.seed = wide.params.seed = seed;
+    wide.params.top_k = 400;
+    EXPECT_EQ(sample_split({free}, 2)[0].token, sample_split({wide}, 2)[0].token);
+    wide.params.top_k = 399;  // all but the worst token, by way of candidates
+    const int32_t token = sample_split({free}, 2)[0].token;
+    EXPECT_EQ(sample_split({wide}, 2)[0].token, token);
+  }
+}
+
+TEST(Sampler, FlatDistributionsNeedManyCandidates) {
+  for (const float top_p : {0.3f, 0.9f, 0.999f}) {
+    Case one;
+    one.logits.assign(5000, 0.25f);
+    one.params.top_p = top_p;
+    for (uint64_t seed = 0; seed < 5; ++seed) {
+      one.params.seed = seed;
+      EXPECT_EQ(sample_whole({one})[0].token, expected_token(one));
+      EXPECT_EQ(sample_split({one}, 3)[0].token, expected_token(one));
+    }
+  }
+}
+
+TEST(Sampler, LogprobsAreOfTheRawLogits) {
+  Case one;
+  one.logits = reference::random_logits(11, 900);
+  one.params.temperature = 0.3f;
+  one.params.banned_tokens = {5};
+  one.params.logit_bias = {{17, 100.0f}};  // certainly chosen, whatever its raw logit
+  one.params.repetition_penalty = 1.5f;
+  one.prompt = {17, 3};
+  const auto exact = reference::log_softmax(one.logits);
+  for (const int32_t k : {0, 1, 5, 64, 300, 900}) {
+    one.params.logprobs = k;
+    for (int ranks = 1; ranks <= 4; ++ranks) {
+      const Sampled sampled = sample_split({one}, ranks)[0];
+      EXPECT_EQ(sampled.token, 17);
+      EXPECT_NEAR(sampled.logprob, exact[17], 1e-5);
+      ASSERT_EQ(sampled.top.size(), static_cast<size_t>(k));
+      std::vector<int32_t> order(900);
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+        return one.logits[static_cast<size_t>(a)] > one.logits[static_cast<size_t>(b)];
+      });
+      for (size_t i = 0; i < sampled.top.size(); ++i) {
+        EXPECT_EQ(sampled.top[i].token, order[i]);
+        EXPECT_NEAR(sampled.top[i].logprob, exact[static_cast<size_t>(order[i])], 1e-5);
+      }
+    }
+  }
+}
+
+TEST(Sampler, ScoresTargets) {
+  std::vector<Case> cases;
+  for (int i = 0; i < 40; ++i) {
+    Case one;
+    one.logits = reference::random_logits(static_cast<uint64_t>(i), 333);
+    one.score = i % 4 != 3;  // some rows of the batch sample
+    one.target = one.score ? (i * 37) % 333 : -1;
+    one.top = i % 9;
+    cases.push_back(one);
+  }
+  for (int ranks = 1; ranks <= 3; ++ranks) {
+    const auto out = sample_split(cases, ranks);
+    for (size_t i = 0; i < cases.size(); ++i) {
+      if (!cases[i].score) continue;
+      const auto exact = reference::log_softmax(cases[i].logits);
+      EXPECT_EQ(out[i].token, cases[i].target);
+      EXPECT_NEAR(out[i].logprob, exact[static_cast<size_t>(cases[i].target)], 1e-5);
+      EXPECT_EQ(out[i].top.size(), static_cast<size_t>(cases[i].top));
+    }
+  }
+}
+
+TEST(Sampler, MinTokensBansStopIds) {
+  Case one;
+  one.logits.assign(100, 0.0f);
+  one.logits[42] = 50.0f;
+  one.params.temperature = 0.0f;
+  one.params.stop_ids = {42};
+  one.params.min_tokens = 2;
+  EXPECT_EQ(sample_whole({one})[0].token, 0);
+  one.generated = {1};
+  EXPECT_EQ(sample_whole({one})[0].token, 0);
+  one.generated = {1, 2};
+  EXPECT_EQ(sample_whole({one})[0].token, 42);
+}
+
+TEST(Sampler, NothingLeftIsMinusOne) {
+  for (int variant = 0; variant < 5; ++variant) {
+    Case one;
+    one.logits = reference::random_logits(1, 80);
+    one.params.allowed_tokens = {3, 79};
+    one.params.banned_tokens = {3, 79};
+    one.params.logprobs = 2;
+    if (variant == 1) one.params.temperature = 0.0f;
+    if (variant == 2) one.params.top_k = 5;
+    if (variant == 3) one.params.top_p = 0.5f;
+    if (variant == 4) one.params.min_p = 0.5f;
+    EXPECT_EQ(sample_whole({one})[0].token, -1);
+    EXPECT_EQ(sample_split({one}, 3)[0].token, -1);
+  }
+}
+
+TEST(Sampler, NanAndInfinityDoNoHarm) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (int variant = 0; variant < 5; ++variant) {
+    Case one;
+    one.logits.assign(200, nan);
+    one.logits[150] = -3.0f;
+    if (variant == 1) one.logits[151] = infinity;
+    if (variant == 2) one.logits[150] = nan;
+    if (variant == 3) one.logits.assign(200, -infinity);
+    if (variant == 4) one.logits.assign(200, infinity);
+    one.params.logprobs = 3;
+    const int32_t expected[] = {150, 151, -1, -1, 0};
+    for (const float temperature : {0.0f, 1.0f}) {
+      for (const float top_p : {1.0f, 0.9f}) {
+        for (const float min_p : {0.0f, 0.5f}) {
+          one.params.temperature = temperature;
+          one.params.top_p = top_p;
+          one.params.min_p = min_p;
+          const auto out = sample_split({one}, 2);
+          if (variant == 4 && temperature > 0.0f) {
+            EXPECT_GE(out[0].token, 0);
+          } else {
+            EXPECT_EQ(out[0].token, expected[variant]) << variant;
+          }
+          for (const TokenLogprob& entry : out[0].top) EXPECT_TRUE(std::isfinite(entry.logprob));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trireme
