@@ -1,0 +1,4 @@
+# From the wire to the engine: the frontend knows no gRPC, the coordinator is the gRPC server.
+trireme_library(trireme_frontend
+  SOURCES frontend.cc frontend_check.cc record_store.cc request_record.cc stop_strings.cc
+  DEPENDS trireme_tokenizer trireme_base)
