@@ -16,11 +16,11 @@ struct RopeConfig {
   double theta = 10000.0;
   int rotary_dim = 0;  // leading dims of a head that rotate
   Scaling scaling = Scaling::kNone;
-  double factor = 1.0;  // linear, llama3
-  double low_freq_factor = 1.0;   // llama3
-  double high_freq_factor = 4.0;  // llama3
-  double original_context = 8192; // llama3
-  std::vector<float> factors;     // kFactors: one divisor per frequency (GGUF's rope_freqs.weight)
+  double factor = 1.0;             // linear, llama3
+  double low_freq_factor = 1.0;    // llama3
+  double high_freq_factor = 4.0;   // llama3
+  double original_context = 8192;  // llama3
+  std::vector<float> factors;      // kFactors: one divisor per frequency (GGUF's rope_freqs.weight)
   bool operator==(const RopeConfig&) const = default;
 };
 
@@ -38,8 +38,8 @@ struct ExpertConfig {
 };
 
 struct LayerConfig {
-  int window = 0;           // attention sees the last `window` positions; 0 = all
-  int rope = 0;             // index into ModelConfig::ropes
+  int window = 0;  // attention sees the last `window` positions; 0 = all
+  int rope = 0;    // index into ModelConfig::ropes
   bool qkv_bias = false;
   bool o_bias = false;
   bool qk_norm = false;     // RMSNorm per head on q and k before rope

@@ -25,16 +25,17 @@ struct LayerWeights {
 
 // What one rank keeps of a model.
 struct DecoderWeights {
-  Part vocab;          // rows of embed and head
-  Weight embed;        // first stage; with tied embeddings also the last stage's head
-  Weight head;         // last stage, untied
+  Part vocab;               // rows of embed and head
+  Weight embed;             // first stage; with tied embeddings also the last stage's head
+  Weight head;              // last stage, untied
   std::vector<float> norm;  // last stage
   std::vector<LayerWeights> layers;
 
   int64_t bytes() const;
 };
 
-// Bytes that load_weights will hold on this rank, from the shapes alone.
+// Bytes that load_weights will hold on this rank, from the shapes alone (a backend's packing adds
+// alignment only).
 int64_t weight_bytes(const WeightSource& source, const ParallelLayout& layout, int rank);
 
 // Reads and packs this rank's slices, touching no others. `progress` (optional) hears bytes done of
@@ -56,8 +57,16 @@ class Decoder {
  public:
   // `tp` reduces among this stage's tensor ranks. All references must outlive the decoder.
   // `max_tokens`: the largest batch; scratch for it is allocated here and nowhere later.
+  // `max_logits`: the most logit_tokens of a batch; 0 means max_tokens. Throws kUnimplemented for
+  // what no op computes yet (experts, norms after a block, a softcap on logits).
   Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank, DecoderWeights weights,
-          Backend& backend, Communicator& tp, int64_t max_tokens);
+          Backend& backend, Communicator& tp, int64_t max_tokens, int64_t max_logits = 0);
+
+  // Bytes of that scratch, for the memory account.
+  static int64_t scratch_bytes(const ModelConfig& config, const ParallelLayout& layout, int rank,
+                               int64_t max_tokens, int64_t max_logits = 0);
+
+  const DecoderWeights& weights() const { return weights_; }
 
   // First stage: the batch's token embeddings. Other stages fill hidden() from the stage edge.
   void embed(const DecoderBatch& batch);
@@ -74,6 +83,7 @@ class Decoder {
   struct Scratch;
   void attention(int layer, const DecoderBatch& batch, const KvGroups& groups, KvCache& cache);
   void feed_forward(int layer, int64_t tokens);
+  void reduce(int64_t tokens);
 
   const ModelConfig& config_;
   const ParallelLayout& layout_;
@@ -81,7 +91,7 @@ class Decoder {
   DecoderWeights weights_;
   Backend& backend_;
   Communicator& tp_;
-  std::shared_ptr<Scratch> scratch_;
+  std::shared_ptr<Scratch> scratch_;  // shared only so that Scratch can stay incomplete here
 };
 
 }  // namespace trireme

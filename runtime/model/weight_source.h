@@ -18,17 +18,22 @@
 
 namespace trireme {
 
+class GgufFile;
+
 // A matrix in a mapped file; the source must outlive it.
 struct SourceTensor {
   std::string name;    // canonical
   std::string origin;  // the file's own name, for messages
   QuantFormat format = QuantFormat::kF32;
-  int64_t rows = 0;    // vectors have rows = 1
+  int64_t rows = 0;  // vectors have rows = 1
   int64_t cols = 0;
   const std::byte* data = nullptr;
   // Llama q/k in GGUF: canonical row r of a head lies at file row permuted(r). 0: not permuted.
   int permuted_head_dim = 0;
 
+  // Where the file keeps canonical row `row` (of a bias: element `row`).
+  int64_t file_row(int64_t row) const;
+  // First byte of a row of a matrix.
   const std::byte* row(int64_t canonical_row) const;
 };
 
@@ -36,6 +41,9 @@ class WeightSource {
  public:
   virtual ~WeightSource() = default;
   virtual const ModelConfig& config() const = 0;
+  virtual const std::string& path() const = 0;  // as given to open_model
+  // The file's metadata (a tokenizer may be in it); null if the model is a directory.
+  virtual const GgufFile* gguf() const { return nullptr; }
   virtual std::optional<SourceTensor> find(const std::string& name) const = 0;
   // Tells the OS that a tensor's pages were read for the last time by this rank.
   virtual void release(const SourceTensor& tensor) const = 0;
@@ -47,5 +55,9 @@ class WeightSource {
 // kDataLoss (malformed, naming file and field), kUnimplemented (architecture or format, with the
 // list of known ones).
 std::unique_ptr<WeightSource> open_model(const std::string& path);
+
+// What make_layout needs to know. Feed-forward cuts fall on whole blocks of the down projection's
+// columns; gate and up are cut by rows, which no block spans.
+ModelShape model_shape(const WeightSource& source);
 
 }  // namespace trireme

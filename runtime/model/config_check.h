@@ -1,0 +1,28 @@
+// What every reader of a model's configuration shares: limits, and checks across fields.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "runtime/model/config.h"
+
+namespace trireme {
+
+namespace limits {
+// Far above any model, and low enough that no product of two of them overflows int64.
+inline constexpr int64_t kLayers = 4096;
+inline constexpr int64_t kHidden = int64_t{1} << 20;
+inline constexpr int64_t kHeads = int64_t{1} << 14;
+inline constexpr int64_t kHeadDim = 4096;
+inline constexpr int64_t kHeadColumns = int64_t{1} << 22;
+inline constexpr int64_t kFfn = int64_t{1} << 24;
+inline constexpr int64_t kId = (int64_t{1} << 31) - 1;  // token ids, vocabulary, context
+}  // namespace limits
+
+// The index of `rope` in config.ropes, appended if it is new.
+int add_rope(ModelConfig& config, const RopeConfig& rope);
+
+// Throws kDataLoss if heads do not divide, a head is odd or an id lies outside of the vocabulary.
+void check_config(const ModelConfig& config, const std::string& where);
+
+}  // namespace trireme
