@@ -132,6 +132,7 @@ class Backend {
 
 // Instruction sets of the CPU backend, weakest first.
 enum class CpuIsa : uint8_t { kReference, kAvx2, kAvx512 };
+const char* to_string(CpuIsa isa);
 
 // The best set this machine can run (TRIREME_CPU_ISA=reference|avx2|avx512 lowers it).
 CpuIsa best_cpu_isa();

@@ -1,0 +1,26 @@
+// How weights lie in memory: `panel_rows` rows interleaved, at the file's own size.
+//
+// A panel is [k block][section][unit][row][unit bytes]: the blocks of its rows, cut into sections
+// (quants, scales) and those into units (4 quants, one scale), with the units of the rows side by
+// side, so that one vector register holds the same unit of every row. It is a permutation of the
+// file's bytes: nothing is rounded, and unpack_row gives the row back. A thread that multiplies
+// consecutive panels reads one sequential stream. Rows missing in the last panel are zero bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/weight.h"
+
+namespace trireme::cpu {
+
+int64_t panel_bytes(QuantFormat format, int64_t cols, int panel_rows);
+
+// One panel from rows [row_begin, min(row_begin + panel_rows, slice.rows)).
+void pack_panel(const WeightSlice& slice, int64_t row_begin, int panel_rows, std::byte* panel);
+
+// The blocks of one row as the file has them: row_bytes(format, cols) bytes.
+void unpack_row(const std::byte* panel, QuantFormat format, int64_t cols, int row, int panel_rows,
+                std::byte* blocks);
+
+}  // namespace trireme::cpu

@@ -1,0 +1,208 @@
+// One partition of paged attention for up to 32 query rows that share a KV head.
+//
+// Positions go by in steps of 64, counted from position 0: K transposed (so that a score is one
+// fma chain over the head's dimensions) and V widened, each once for all rows; then scores, an
+// online softmax update, and the weighted sum of V. A row's arithmetic does not depend on the other
+// rows: positions that it does not see have weight zero, and a step without any is skipped.
+#pragma once
+
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/simd/vector_math.h"
+
+namespace {
+
+using trireme::cpu::AttentionTile;
+using trireme::cpu::kAttentionRows;
+using trireme::cpu::kAttentionStep;
+
+constexpr float kMasked = -__builtin_inff();
+constexpr float kLowestMax = -3.0e38f;
+constexpr int kStepVectors = kAttentionStep / V::kWidth;
+
+inline V::F load_kv(const std::byte* row, trireme::DType dtype, int d, int n) {
+  const bool whole = n == V::kWidth;
+  if (dtype == trireme::DType::kF32) {
+    return load_n(reinterpret_cast<const float*>(row) + d, n);
+  }
+  const std::byte* at = row + 2 * d;
+  if (dtype == trireme::DType::kF16) return whole ? V::load_f16(at) : V::load_f16(at, n);
+  return whole ? V::load_bf16(at) : V::load_bf16(at, n);
+}
+
+// rows[i]: position first + i of this step, or nullptr outside [begin, end).
+inline void find_rows(const AttentionTile& t, const std::byte* base, int first,
+                      const std::byte** rows) {
+  const int64_t bytes = t.head_dim * (t.dtype == trireme::DType::kF32 ? 4 : 2);
+  for (int i = 0; i < kAttentionStep; ++i) {
+    const int p = first + i;
+    rows[i] = nullptr;
+    if (p < t.begin || p >= t.end) continue;
+    rows[i] = base + t.blocks[p / t.block_size] * t.block_stride + p % t.block_size * bytes;
+  }
+}
+
+// out[padded dim][64]
+inline void transpose_keys(const AttentionTile& t, const std::byte* const* rows, float* out) {
+  for (int i = 0; i < kAttentionStep; i += V::kWidth) {
+    for (int d = 0; d < t.head_dim; d += V::kWidth) {
+      const int n = t.head_dim - d < V::kWidth ? t.head_dim - d : V::kWidth;
+      V::F block[V::kWidth];
+#pragma GCC unroll 16
+      for (int j = 0; j < V::kWidth; ++j) {
+        block[j] = rows[i + j] == nullptr ? V::zero() : load_kv(rows[i + j], t.dtype, d, n);
+      }
+      V::transpose(block);
+#pragma GCC unroll 16
+      for (int j = 0; j < V::kWidth; ++j) V::store(out + (d + j) * kAttentionStep + i, block[j]);
+    }
+  }
+}
+
+// out[64][padded]
+inline void widen_values(const AttentionTile& t, const std::byte* const* rows, int padded,
+                         float* out) {
+  for (int i = 0; i < kAttentionStep; ++i) {
+    for (int d = 0; d < padded; d += V::kWidth) {
+      const int left = t.head_dim - d;
+      const int n = left < V::kWidth ? left : V::kWidth;
+      const V::F v = rows[i] == nullptr || n <= 0 ? V::zero() : load_kv(rows[i], t.dtype, d, n);
+      V::store(out + i * padded + d, v);
+    }
+  }
+}
+
+// c[Rows][Vectors] (+)= a[Rows][depth] b[depth][Vectors]; each sum is one fma chain over depth.
+template <int Rows, int Vectors>
+void gemm_block(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int depth,
+                float* c, int64_t c_stride, bool accumulate) {
+  V::F acc[Rows][Vectors];
+  for (int r = 0; r < Rows; ++r) {
+    for (int n = 0; n < Vectors; ++n) {
+      acc[r][n] = accumulate ? V::load(c + r * c_stride + n * V::kWidth) : V::zero();
+    }
+  }
+  for (int k = 0; k < depth; ++k, b += b_stride) {
+    V::F bv[Vectors];
+#pragma GCC unroll 4
+    for (int n = 0; n < Vectors; ++n) bv[n] = V::load(b + n * V::kWidth);
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) {
+      const V::F av = V::set(a[r * a_stride + k]);
+#pragma GCC unroll 4
+      for (int n = 0; n < Vectors; ++n) acc[r][n] = V::fma(av, bv[n], acc[r][n]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int n = 0; n < Vectors; ++n) V::store(c + r * c_stride + n * V::kWidth, acc[r][n]);
+  }
+}
+
+template <int Rows>
+void gemm_rows(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int depth,
+               float* c, int64_t c_stride, int vectors, bool accumulate) {
+  int n = 0;
+  for (; n + V::kGemmVectors <= vectors; n += V::kGemmVectors) {
+    gemm_block<Rows, V::kGemmVectors>(a, a_stride, b + n * V::kWidth, b_stride, depth,
+                                      c + n * V::kWidth, c_stride, accumulate);
+  }
+  for (; n < vectors; ++n) {
+    gemm_block<Rows, 1>(a, a_stride, b + n * V::kWidth, b_stride, depth, c + n * V::kWidth,
+                        c_stride, accumulate);
+  }
+}
+
+inline void gemm(int rows, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+                 int depth, float* c, int64_t c_stride, int vectors, bool accumulate) {
+  int r = 0;
+  for (; r + 4 <= rows; r += 4) {
+    gemm_rows<4>(a + r * a_stride, a_stride, b, b_stride, depth, c + r * c_stride, c_stride,
+                 vectors, accumulate);
+  }
+  a += r * a_stride;
+  c += r * c_stride;
+  if (rows - r == 3) {
+    gemm_rows<3>(a, a_stride, b, b_stride, depth, c, c_stride, vectors, accumulate);
+  } else if (rows - r == 2) {
+    gemm_rows<2>(a, a_stride, b, b_stride, depth, c, c_stride, vectors, accumulate);
+  } else if (rows - r == 1) {
+    gemm_rows<1>(a, a_stride, b, b_stride, depth, c, c_stride, vectors, accumulate);
+  }
+}
+
+// cap tanh(s / cap) = cap (1 - 2 / (1 + e^(2 s / cap)))
+inline V::F cap_lanes(V::F s, float cap) {
+  const V::F one = V::set(1.0f);
+  const V::F e = exp_lanes(V::mul(s, V::set(2.0f / cap)));
+  return V::mul(V::set(cap), V::sub(one, V::div(V::set(2.0f), V::add(one, e))));
+}
+
+// scores[64] of row r at positions first..: to weights; rescales the row's sums and output.
+inline void softmax_step(const AttentionTile& t, int r, int first, int padded, float* scores,
+                         float* sums) {
+  V::F s[kStepVectors];
+  const int position = t.row_position[r];
+  const int before = t.window > 0 ? position - t.window : -1;
+  const bool all = first > before && first + kAttentionStep - 1 <= position;
+  V::F top = V::set(kMasked);
+  for (int n = 0; n < kStepVectors; ++n) {
+    s[n] = V::load(scores + n * V::kWidth);
+    if (t.softcap > 0.0f) s[n] = cap_lanes(s[n], t.softcap);
+    if (!all) {
+      s[n] = V::select_between(first + n * V::kWidth, before, position, s[n], V::set(kMasked));
+    }
+    top = V::max(top, s[n]);
+  }
+  const float step_max = V::max_lane(top);
+  const float old_max = t.max[r];
+  const float new_max = step_max > old_max ? step_max : old_max;
+  V::F sum = V::load(sums);
+  if (new_max != old_max) {
+    float lanes[V::kWidth];
+    V::store(lanes, exp_lanes(V::set(old_max - new_max)));
+    sum = V::mul(sum, V::set(lanes[0]));
+    blend(t.out + r * padded, lanes[0], nullptr, 0.0f, padded);
+    t.max[r] = new_max;
+  }
+  for (int n = 0; n < kStepVectors; ++n) {
+    const V::F p = exp_lanes(V::sub(s[n], V::set(new_max)));
+    V::store(scores + n * V::kWidth, p);
+    sum = V::add(sum, p);
+  }
+  V::store(sums, sum);
+}
+
+void attend(const AttentionTile& t) {
+  const int padded = trireme::cpu::padded_dim(t.head_dim);
+  float* keys = t.scratch;
+  float* values = keys + padded * kAttentionStep;
+  float* scores = values + padded * kAttentionStep;
+  alignas(64) float sums[kAttentionRows][V::kWidth];
+  for (int r = 0; r < t.rows; ++r) {
+    t.max[r] = kLowestMax;
+    V::store(sums[r], V::zero());
+  }
+  for (int i = 0; i < t.rows * padded; i += V::kWidth) V::store(t.out + i, V::zero());
+
+  for (int first = t.begin / kAttentionStep * kAttentionStep; first < t.end;
+       first += kAttentionStep) {
+    const int count = (t.end - first < kAttentionStep) ? t.end - first : kAttentionStep;
+    int row = 0;  // the rows before it end before this step
+    while (row < t.rows && t.row_position[row] < first) ++row;
+    if (row == t.rows) continue;
+    const std::byte* rows[kAttentionStep];
+    find_rows(t, t.k, first, rows);
+    transpose_keys(t, rows, keys);
+    find_rows(t, t.v, first, rows);
+    widen_values(t, rows, padded, values);
+    gemm(t.rows - row, t.q + row * t.head_dim, t.head_dim, keys, kAttentionStep, t.head_dim,
+         scores + row * kAttentionStep, kAttentionStep, kStepVectors, false);
+    for (int r = row; r < t.rows; ++r) {
+      softmax_step(t, r, first, padded, scores + r * kAttentionStep, sums[r]);
+    }
+    gemm(t.rows - row, scores + row * kAttentionStep, kAttentionStep, values, padded, count,
+         t.out + row * padded, padded, padded / V::kWidth, true);
+  }
+  for (int r = 0; r < t.rows; ++r) t.sum[r] = V::sum(V::load(sums[r]));
+}
+
+}  // namespace

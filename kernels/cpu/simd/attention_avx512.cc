@@ -1,0 +1,11 @@
+// clang-format off: the vector type first
+#include "kernels/cpu/simd/attention.h"
+#include "kernels/cpu/simd/vec_avx512.h"
+// clang-format on
+#include "kernels/cpu/simd/tables.h"
+
+namespace trireme::cpu {
+
+void attend_avx512(const AttentionTile& tile) { attend(tile); }
+
+}  // namespace trireme::cpu

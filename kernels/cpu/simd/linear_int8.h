@@ -1,0 +1,223 @@
+// Multiplication by block-quantized weights with integer dot products.
+//
+// The weights' integers are used as stored. The activations are two planes of int8 (QuantizedBlock:
+// 15 bits), so that a product is two 8-bit dot products, exact in int32, and the result stays
+// within about 1e-4 (relative L2) of float32 arithmetic on the dequantized weights. Only the sums
+// over blocks are in floating point, one fma chain in k order.
+#pragma once
+
+#include "kernels/cpu/ops.h"
+
+namespace {
+
+using trireme::cpu::LinearKernel;
+using trireme::cpu::LinearTile;
+using trireme::cpu::QuantizedBlock;
+
+constexpr int kLanes = V::kWidth;    // rows of a panel
+constexpr int kUnit = 4 * kLanes;    // bytes of one unit of 4 quants for all rows
+constexpr int kHalves = 2 * kLanes;  // bytes of one f16 for all rows
+
+// A format's part: `load<Part>` gives the quants of 32 consecutive k as w[8], one unit of 4 a
+// lane, unsigned with a zero point of 2^kZeroShift (no zero point if 0), and the row scales of
+// each run of 32 / kScales elements; kMin: plus a minimum.
+struct FormatQ8_0 {
+  static constexpr int kParts = 1;
+  static constexpr int kBytes = 34 * kLanes;
+  static constexpr int kScales = 1;
+  static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
+  static constexpr bool kMin = false;
+  static constexpr bool kSigned = !V::kUnsignedDot;
+  template <int Part>
+  static void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F&) {
+    for (int g = 0; g < 8; ++g) {
+      w[g] = V::load_i(p + g * kUnit);
+      if constexpr (V::kUnsignedDot) w[g] = V::xor_i(w[g], V::set_i(0x80808080));
+    }
+    d[0] = V::load_f16(p + 8 * kUnit);
+  }
+};
+
+template <bool Min>
+struct FormatQ4 {
+  static constexpr int kParts = 1;
+  static constexpr int kBytes = (Min ? 20 : 18) * kLanes;
+  static constexpr int kScales = 1;
+  static constexpr int kZeroShift = Min ? 0 : 3;
+  static constexpr bool kMin = Min;
+  static constexpr bool kSigned = false;
+  template <int Part>
+  static void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F& min) {
+    const V::I low = V::set_i(0x0f0f0f0f);
+    for (int g = 0; g < 4; ++g) {
+      const V::I q = V::load_i(p + g * kUnit);
+      w[g] = V::and_i(q, low);
+      w[g + 4] = V::and_i(V::shr16<4>(q), low);
+    }
+    d[0] = V::load_f16(p + 4 * kUnit);
+    if constexpr (Min) min = V::load_f16(p + 4 * kUnit + kHalves);
+  }
+};
+
+// 256 elements in 8 parts of 32: low nibbles [32 units], 2 high bits [16 units], int8 scales
+// [16][row], f16 [row].
+struct FormatQ6_K {
+  static constexpr int kParts = 8;
+  static constexpr int kBytes = 210 * kLanes;
+  static constexpr int kScales = 2;
+  static constexpr int kZeroShift = 5;
+  static constexpr bool kMin = false;
+  static constexpr bool kSigned = false;
+  template <int Part>
+  static void load(const std::byte* p, V::I (&w)[8], V::F (&d)[2], V::F&) {
+    constexpr int kHalf = Part / 4, kRun = Part % 4;
+    const std::byte* low = p + (kHalf * 16 + kRun % 2 * 8) * kUnit;
+    const std::byte* high = p + (32 + kHalf * 8) * kUnit;
+    for (int g = 0; g < 8; ++g) {
+      const V::I l = V::load_i(low + g * kUnit);
+      const V::I h = V::load_i(high + g * kUnit);
+      // Bits moved across a byte's edge are masked away.
+      const V::I nibble = V::and_i(kRun < 2 ? l : V::shr16<4>(l), V::set_i(0x0f0f0f0f));
+      const V::I two = kRun == 0   ? V::template shl<4>(h)
+                       : kRun == 1 ? V::template shl<2>(h)
+                       : kRun == 2 ? h
+                                   : V::shr16<2>(h);
+      w[g] = V::or_i(nibble, V::and_i(two, V::set_i(0x30303030)));
+    }
+    const std::byte* scales = p + 48 * kUnit;
+    const V::F super = V::load_f16(scales + 16 * kLanes);
+    for (int s = 0; s < 2; ++s) {
+      d[s] = V::mul(super, V::load_i8(scales + (2 * Part + s) * kLanes));
+    }
+  }
+};
+
+template <typename Format, typename Vector = V>
+typename Vector::I dot(typename Vector::I acc, typename Vector::I w, const int8_t* a) {
+  if constexpr (Format::kSigned) {
+    return Vector::dot_signed(acc, w, a);
+  } else {
+    return Vector::dot(acc, w, a);
+  }
+}
+
+// acc[Rows] += w (32 k of kLanes rows) x for Rows <= 4 tokens.
+template <typename Format, int Rows>
+void multiply(const V::I (&w)[8], const V::F (&d)[Format::kScales], V::F min,
+              const QuantizedBlock* x, V::F* acc) {
+  constexpr int kUnits = 8 / Format::kScales;
+#pragma GCC unroll 2
+  for (int s = 0; s < Format::kScales; ++s) {
+    V::I high[Rows], low[Rows];
+#pragma GCC unroll 4
+    for (int m = 0; m < Rows; ++m) {
+      high[m] = V::zero_i();
+      low[m] = V::zero_i();
+      if constexpr (Format::kZeroShift != 0) {
+        const int32_t sum =
+            Format::kScales == 1 ? x[m].half_sum[0] + x[m].half_sum[1] : x[m].half_sum[s];
+        low[m] = V::set_i(-sum * (1 << Format::kZeroShift));
+      }
+    }
+#pragma GCC unroll 8
+    for (int u = 0; u < kUnits; ++u) {
+      const int g = s * kUnits + u;
+#pragma GCC unroll 4
+      for (int m = 0; m < Rows; ++m) {
+        high[m] = dot<Format>(high[m], w[g], x[m].high + 4 * g);
+        low[m] = dot<Format>(low[m], w[g], x[m].low + 4 * g);
+      }
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < Rows; ++m) {
+      const V::F sum = V::to_float(V::add_i(V::shl<7>(high[m]), low[m]));
+      acc[m] = V::fma(sum, V::mul(d[s], V::set(x[m].scale)), acc[m]);
+      if constexpr (Format::kMin) acc[m] = V::fma(min, V::set(x[m].sum), acc[m]);
+    }
+  }
+}
+
+template <typename Format, int Rows, int Part>
+void int8_parts(const std::byte* w, const QuantizedBlock* x, V::F* acc) {
+  V::I quants[8];
+  V::F d[Format::kScales];
+  V::F min = V::zero();
+  Format::template load<Part>(w, quants, d, min);
+  const QuantizedBlock* part = x + Part * Rows;
+#pragma GCC unroll 4
+  for (int m = 0; m + 4 <= Rows; m += 4) multiply<Format, 4>(quants, d, min, part + m, acc + m);
+  if constexpr (Rows % 4 != 0) {
+    multiply<Format, Rows % 4>(quants, d, min, part + Rows / 4 * 4, acc + Rows / 4 * 4);
+  }
+  if constexpr (Part + 1 < Format::kParts) int8_parts<Format, Rows, Part + 1>(w, x, acc);
+}
+
+template <typename Format, int Rows>
+void int8_tile(const LinearTile& t) {
+  V::F acc[Rows];
+  for (int m = 0; m < Rows; ++m) acc[m] = t.first ? V::zero() : V::load(t.acc + m * kLanes);
+  const std::byte* w = t.panel;
+  const auto* x = reinterpret_cast<const QuantizedBlock*>(t.x);
+  for (int64_t b = 0; b < t.blocks; ++b) {
+    for (int i = 0; i < Format::kBytes; i += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(w) + 3072 + i, _MM_HINT_T0);
+    }
+    int8_parts<Format, Rows, 0>(w, x, acc);
+    w += Format::kBytes;
+    x += Format::kParts * Rows;
+  }
+  for (int m = 0; m < Rows; ++m) V::store(t.acc + m * kLanes, acc[m]);
+}
+
+template <typename Format, int Rows = V::kInt8Tile>
+void run_int8(const LinearTile& t) {
+  if constexpr (Rows == 1) {
+    int8_tile<Format, 1>(t);
+  } else {
+    if (t.rows == Rows) return int8_tile<Format, Rows>(t);
+    run_int8<Format, Rows - 1>(t);
+  }
+}
+
+template <typename Format>
+LinearKernel int8_kernel() {
+  return {kLanes, V::kInt8Tile, trireme::cpu::TileKind::kInt8, run_int8<Format>};
+}
+
+// Activations to QuantizedBlocks. NaN or infinity makes the whole block NaN.
+void quantize(const float* x, int64_t blocks, QuantizedBlock* out, int64_t out_stride) {
+  constexpr int kVectors = 32 / V::kWidth;
+  for (int64_t b = 0; b < blocks; ++b, x += 32, out += out_stride) {
+    V::F v[kVectors];
+    V::I top = V::zero_i();
+    for (int i = 0; i < kVectors; ++i) {
+      v[i] = V::load(x + i * V::kWidth);
+      // Magnitudes order like their bits, with NaN above everything.
+      top = V::max_i(top, V::and_i(V::bits(v[i]), V::set_i(0x7fffffff)));
+    }
+    const float largest = __builtin_bit_cast(float, V::max_lane_i(top));
+    constexpr float kMost = 127 * 128 + 63;
+    if (!(largest <= 3.4028235e38f)) {
+      *out = QuantizedBlock{};
+      out->scale = out->sum = __builtin_nanf("");
+      continue;
+    }
+    // A block of all but nothing counts as zero: the inverse would overflow.
+    const float scale = largest > 1e-30f ? largest / kMost : 0.0f;
+    const float inverse = largest > 1e-30f ? kMost / largest : 0.0f;
+    int32_t half[2] = {0, 0};
+    for (int i = 0; i < kVectors; ++i) {
+      const V::I q = V::to_int(V::mul(v[i], V::set(inverse)));
+      const V::I high = V::template sar<7>(V::add_i(q, V::set_i(64)));
+      V::store_i8(out->high + i * V::kWidth, high);
+      V::store_i8(out->low + i * V::kWidth, V::sub_i(q, V::template shl<7>(high)));
+      half[i * V::kWidth / 16] += V::sum_i(q);
+    }
+    out->scale = scale;
+    out->sum = scale * static_cast<float>(half[0] + half[1]);
+    out->half_sum[0] = half[0];
+    out->half_sum[1] = half[1];
+  }
+}
+
+}  // namespace

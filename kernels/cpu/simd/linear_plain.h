@@ -1,0 +1,78 @@
+// Multiplication by float32, float16 and bfloat16 weights: weights widened to float32 (exactly)
+// and fused multiply-adds. Included once by each instruction set's file, after its vec_*.h.
+#pragma once
+
+#include "kernels/cpu/ops.h"
+
+namespace {
+
+using trireme::cpu::LinearKernel;
+using trireme::cpu::LinearTile;
+
+// Lines fetched ahead of use. A row panel is one stream, and hardware prefetchers stop at pages.
+constexpr int64_t kPrefetchBytes = 3072;
+
+struct LoadF32 {
+  static constexpr int kBytes = 4;
+  static V::F load(const std::byte* p) { return V::load(reinterpret_cast<const float*>(p)); }
+};
+struct LoadF16 {
+  static constexpr int kBytes = 2;
+  static V::F load(const std::byte* p) { return V::load_f16(p); }
+};
+struct LoadBF16 {
+  static constexpr int kBytes = 2;
+  static V::F load(const std::byte* p) { return V::load_bf16(p); }
+};
+
+// Panel [k][panel rows], x [k][Rows]. Each accumulator is one chain of fma over k.
+template <typename Load, int Rows>
+void plain_tile(const LinearTile& t) {
+  constexpr int kVectors = V::kPlainVectors;
+  constexpr int kStep = kVectors * V::kWidth * Load::kBytes;
+  V::F acc[Rows][kVectors];
+  for (int m = 0; m < Rows; ++m) {
+    for (int n = 0; n < kVectors; ++n) {
+      float* from = t.acc + (m * kVectors + n) * V::kWidth;
+      acc[m][n] = t.first ? V::zero() : V::load(from);
+    }
+  }
+  const std::byte* w = t.panel;
+  const float* x = reinterpret_cast<const float*>(t.x);
+  for (int64_t k = 0; k < t.blocks; ++k, w += kStep, x += Rows) {
+    for (int i = 0; i < kStep; i += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes + i, _MM_HINT_T0);
+    }
+    V::F wv[kVectors];
+    for (int n = 0; n < kVectors; ++n) wv[n] = Load::load(w + n * V::kWidth * Load::kBytes);
+#pragma GCC unroll 16
+    for (int m = 0; m < Rows; ++m) {
+      const V::F xv = V::set(x[m]);
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n) acc[m][n] = V::fma(wv[n], xv, acc[m][n]);
+    }
+  }
+  for (int m = 0; m < Rows; ++m) {
+    for (int n = 0; n < kVectors; ++n) {
+      V::store(t.acc + (m * kVectors + n) * V::kWidth, acc[m][n]);
+    }
+  }
+}
+
+template <typename Load, int Rows = V::kPlainTile>
+void run_plain(const LinearTile& t) {
+  if constexpr (Rows == 1) {
+    plain_tile<Load, 1>(t);
+  } else {
+    if (t.rows == Rows) return plain_tile<Load, Rows>(t);
+    run_plain<Load, Rows - 1>(t);
+  }
+}
+
+template <typename Load>
+LinearKernel plain_kernel() {
+  return {V::kPlainVectors * V::kWidth, V::kPlainTile, trireme::cpu::TileKind::kF32,
+          run_plain<Load>};
+}
+
+}  // namespace
