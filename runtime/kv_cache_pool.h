@@ -1,0 +1,135 @@
+// Block ids, reference counts and prefix hashes: the host's account of the paged KV cache. The
+// bytes are runtime/model/kv_cache on each rank.
+//
+// Layers of equal KvSpec form a KV group with its own block ids and its own free list. A full
+// block is known by a hash chained over all tokens before it and a salt. Blocks that nobody
+// references stay findable until they are reused, least recently used first.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "runtime/prefix_hash.h"
+
+namespace trireme {
+
+struct KvSpec {
+  int32_t window = 0;  // 0: all positions; otherwise the query at p reads only (p - window, p]
+  bool operator==(const KvSpec&) const = default;
+};
+
+struct KvPoolConfig {
+  int32_t block_size = 16;  // tokens a block
+  std::vector<KvSpec> groups = {KvSpec{}};
+  std::vector<int32_t> blocks = {0};  // blocks of each group
+  bool prefix_cache = true;
+};
+
+struct KvPoolStats {
+  int64_t blocks = 0;      // of all groups
+  int64_t used = 0;        // referenced by a sequence
+  int64_t cached = 0;      // unreferenced, but findable by prefix
+  int64_t hit_tokens = 0;  // since start
+  int64_t queried_tokens = 0;
+};
+
+// The blocks of one KV group. A block is in exactly one state:
+//   free       nobody references it, its content means nothing
+//   used       refs >= 1; findable or not
+//   cached     refs == 0 and findable: in the LRU list, taken last
+class KvGroupBlocks {
+ public:
+  explicit KvGroupBlocks(int32_t blocks);
+
+  int32_t size() const { return static_cast<int32_t>(blocks_.size()); }
+  int32_t available() const { return static_cast<int32_t>(free_.size()) + cached_; }
+  int32_t cached() const { return cached_; }
+  int32_t used() const { return size() - available(); }
+  int32_t refs(int32_t block) const { return blocks_[block].refs; }
+
+  // A block with one reference whose old content is forgotten; kNone if all are in use.
+  static constexpr int32_t kNone = -1;
+  int32_t take();
+  void retain(int32_t block);   // one more reference to a findable block
+  void release(int32_t block);  // the last release makes a findable block the most recently used
+
+  // Makes a used block findable. If another block already has this hash, that one stays the
+  // answer and `block` goes back to being plain when it is released.
+  void publish(int32_t block, const PrefixHash& hash);
+  int32_t find(const PrefixHash& hash) const;  // kNone if unknown
+  void forget_prefixes();                      // no block is findable any more
+
+  // Throws kInternal unless states, list and table agree and refs equal `expected` per block.
+  void check(std::span<const int32_t> expected) const;
+
+ private:
+  struct Block {
+    PrefixHash hash;
+    int32_t refs = 0;
+    int32_t previous = kNone;  // in the LRU list, while cached
+    int32_t next = kNone;
+    bool findable = false;
+  };
+
+  void append_lru(int32_t block);
+  void remove_lru(int32_t block);
+  // An open-addressing table of block ids (linear probing, at most half full).
+  size_t home(const PrefixHash& hash) const { return hash.low & mask_; }
+  void erase_from_table(int32_t block);
+
+  std::vector<Block> blocks_;
+  std::vector<int32_t> free_;  // a stack
+  std::vector<int32_t> table_;
+  size_t mask_ = 0;
+  int32_t cached_ = 0;
+  int32_t oldest_ = kNone;
+  int32_t newest_ = kNone;
+};
+
+// What a prefix found: the first `blocks` blocks need no computing. tables[g] has that many
+// entries; in a windowed group those that no later query reads are kNoBlock (-1).
+struct PrefixMatch {
+  int32_t blocks = 0;
+  std::vector<std::vector<int32_t>> tables;
+  std::vector<int32_t> unreferenced;  // per group: matched blocks that count as available now
+};
+
+class KvCachePool {
+ public:
+  explicit KvCachePool(const KvPoolConfig& config);  // throws kInvalidArgument
+
+  const KvPoolConfig& config() const { return config_; }
+  int32_t block_size() const { return config_.block_size; }
+  size_t groups() const { return groups_.size(); }
+  KvGroupBlocks& group(size_t index) { return groups_[index]; }
+  const KvGroupBlocks& group(size_t index) const { return groups_[index]; }
+  const PrefixHasher& hasher() const { return hasher_; }
+
+  // The first block that the query at `position` reads in a group.
+  int32_t first_needed(size_t group, int32_t position) const;
+  // The most blocks that a sequence of `tokens` KV positions holds at once, computed token by
+  // token: what a group must own for the sequence to be sure to finish.
+  int32_t blocks_to_finish(size_t group, int32_t tokens) const;
+  // The blocks that a sequence of `tokens` known tokens has yet to take, where its table has
+  // `length` entries of which the first `live` have left the window.
+  int32_t blocks_to_take(size_t group, int32_t tokens, int32_t length, int32_t live) const;
+  int32_t blocks_for(int32_t tokens) const {
+    return (tokens + config_.block_size - 1) / config_.block_size;
+  }
+
+  // The longest usable prefix among the first `limit` blocks of `tokens`; takes no references.
+  PrefixMatch match(PrefixChain& chain, std::span<const int32_t> tokens, int32_t limit) const;
+
+  void count_query(int64_t queried, int64_t hit);
+  KvPoolStats stats() const;
+
+ private:
+  KvPoolConfig config_;
+  std::vector<KvGroupBlocks> groups_;
+  PrefixHasher hasher_;
+  int64_t hit_tokens_ = 0;
+  int64_t queried_tokens_ = 0;
+};
+
+}  // namespace trireme

@@ -1,0 +1,167 @@
+#include "runtime/scheduler.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "runtime/scheduler_state.h"
+
+namespace trireme {
+
+void validate(const SchedulerConfig& config) {
+  const auto at_least_one = [](const char* name, int32_t value) {
+    if (value < 1) fail(ErrorCode::kInvalidArgument, "{}: {}: at least 1", name, value);
+  };
+  at_least_one("token_budget", config.token_budget);
+  at_least_one("max_chunk", config.max_chunk);
+  at_least_one("max_rows", config.max_rows);
+  at_least_one("max_running", config.max_running);
+  at_least_one("max_queue", config.max_queue);
+  at_least_one("max_context", config.max_context);
+  at_least_one("steps_in_flight", config.steps_in_flight);
+}
+
+int32_t slot_count(const SchedulerConfig& config) {
+  const int32_t prefill = std::min(config.max_chunk, std::max(1, config.token_budget / 8));
+  const int64_t rows = std::max(1, std::min(config.max_rows, config.token_budget - prefill));
+  return static_cast<int32_t>(std::min<int64_t>(config.max_running, rows * config.steps_in_flight));
+}
+
+Scheduler::Scheduler(const SchedulerConfig& config, const KvPoolConfig& pool) {
+  validate(config);
+  state_ = std::make_unique<SchedulerState>(config, pool);
+}
+
+Scheduler::~Scheduler() = default;
+
+bool Scheduler::add(Sequence sequence) {
+  SchedulerState& state = *state_;
+  validate(sequence, state.config.max_context);
+  const int32_t kv_tokens = final_kv_tokens(sequence, state.config.max_context);
+  for (size_t g = 0; g < state.pool.groups(); ++g) {
+    const int32_t needed = state.pool.blocks_to_finish(g, kv_tokens);
+    if (needed <= state.pool.group(g).size()) continue;
+    fail(ErrorCode::kInvalidArgument,
+         "max_tokens: {} KV positions need {} blocks of KV group {}, which owns {}", kv_tokens,
+         needed, g, state.pool.group(g).size());
+  }
+  if (state.entries.contains(sequence.id)) {
+    fail(ErrorCode::kAlreadyExists, "sequence id {} is in use", sequence.id);
+  }
+  if (sequence.generated() > 0 && sequence.sampling.prompt_logprobs < 0) {
+    const FinishReason finish = finish_reason(sequence, state.config.max_context);
+    if (finish != FinishReason::kNone) {
+      state.pending_events.push_back({.id = sequence.id, .finish = finish});
+      return true;
+    }
+  }
+  if (state.queued >= state.config.max_queue) return false;
+  const PrefixChain chain(state.pool.hasher(), sequence.prefix_salt, state.pool.block_size());
+  auto entry = std::make_unique<Entry>(std::move(sequence), chain);
+  entry->arrival = ++state.arrivals;
+  ++state.queued;
+  state.park_or_enqueue(*entry);
+  state.entries.emplace(entry->sequence.id, std::move(entry));
+  state.stalled = false;
+  return true;
+}
+
+void Scheduler::abort(SequenceId id) {
+  SchedulerState& state = *state_;
+  const auto found = state.entries.find(id);
+  if (found == state.entries.end()) return;
+  Entry& entry = *found->second;
+  entry.aborted = true;
+  if (entry.in_flight > 0) return;
+  state.pending_events.push_back({.id = id, .finish = FinishReason::kAborted});
+  if (entry.phase == Phase::kWaiting) state.dequeue(entry);
+  state.retire(entry);
+  state.compact();
+  state.stalled = false;
+}
+
+bool Scheduler::can_plan() const {
+  return !state_->stalled && !(state_->running.empty() && state_->waiting.empty()) &&
+         static_cast<int32_t>(state_->flights.size()) < state_->config.steps_in_flight;
+}
+
+void Scheduler::take_events(std::vector<SequenceEvent>& events) {
+  auto& pending = state_->pending_events;
+  events.insert(events.end(), pending.begin(), pending.end());
+  pending.clear();
+}
+
+bool Scheduler::idle() const { return state_->entries.empty() && state_->flights.empty(); }
+
+SchedulerStats Scheduler::stats() const {
+  const SchedulerState& state = *state_;
+  SchedulerStats stats;
+  stats.running = state.running_count;
+  stats.waiting = static_cast<int32_t>(state.entries.size()) - state.running_count;
+  stats.in_flight = static_cast<int32_t>(state.flights.size());
+  stats.steps = state.steps;
+  stats.preemptions = state.preemptions;
+  stats.kv = state.pool.stats();
+  for (const Entry* entry : state.running) {
+    for (const BlockTable& table : entry->tables) {
+      const int64_t begin = int64_t{table.live} * state.pool.block_size();
+      stats.kv_tokens_used += std::max<int64_t>(0, entry->computed - begin);
+      stats.kv_tokens_allocated +=
+          (static_cast<int64_t>(table.blocks.size()) - table.live) * state.pool.block_size();
+    }
+  }
+  return stats;
+}
+
+void Scheduler::reset_world() {
+  SchedulerState& state = *state_;
+  state.flights.clear();
+  const std::vector<Entry*> running = std::move(state.running);
+  state.running.clear();
+  for (Entry* entry : running) {
+    entry->in_flight = 0;
+    if (entry->aborted) {
+      state.pending_events.push_back({.id = entry->sequence.id, .finish = FinishReason::kAborted});
+      state.retire(*entry);
+    } else {
+      state.release_blocks(*entry);
+      state.enqueue(*entry);
+    }
+  }
+  state.compact();
+  for (auto& [id, entry] : state.entries) entry->retry_at.clear();
+  for (size_t g = 0; g < state.pool.groups(); ++g) state.pool.group(g).forget_prefixes();
+  ++state.epoch;
+  state.stalled = false;
+}
+
+void Scheduler::check_invariants() const {
+  const SchedulerState& state = *state_;
+  const auto require = [](bool valid, const char* what) {
+    if (!valid) fail(ErrorCode::kInternal, "scheduler: {}", what);
+  };
+  for (size_t g = 0; g < state.pool.groups(); ++g) {
+    std::vector<int32_t> expected(state.pool.group(g).size(), 0);
+    for (const Entry* entry : state.running) {
+      const BlockTable& table = entry->tables[g];
+      require(table.blocks.size() == entry->tables[0].blocks.size(), "tables differ in length");
+      require(state.pool.blocks_for(entry->computed) == static_cast<int32_t>(table.blocks.size()),
+              "a table does not fit its tokens");
+      for (size_t i = table.live; i < table.blocks.size(); ++i) ++expected[table.blocks[i]];
+    }
+    state.pool.group(g).check(expected);
+  }
+  require(std::is_sorted(state.running.begin(), state.running.end(), RanksBefore{}),
+          "running sequences are not in rank order");
+  require(static_cast<int32_t>(state.running.size()) == state.running_count, "running_count");
+  require(static_cast<int32_t>(state.free_slots.size()) + state.running_count == state.slots,
+          "a slot is lost");
+  int64_t waiting_tokens = 0;
+  for (const Entry* entry : state.waiting) waiting_tokens += entry->sequence.size();
+  require(waiting_tokens == state.waiting_tokens, "waiting_tokens");
+  size_t parked = 0;
+  for (const auto& [group, siblings] : state.siblings) parked += siblings.parked.size();
+  require(parked + state.waiting.size() + state.running.size() == state.entries.size(),
+          "a sequence is lost");
+}
+
+}  // namespace trireme

@@ -1,0 +1,80 @@
+// Scheduler::apply(): what the oldest plan in flight brought.
+#include <algorithm>
+
+#include "base/error.h"
+#include "runtime/scheduler_state.h"
+
+namespace trireme {
+namespace {
+
+// Checks everything before anything changes.
+void check_result(const Flight& flight, const StepResult& result) {
+  if (result.step != flight.step) {
+    fail(ErrorCode::kInternal, "step result: step {}, the oldest in flight is {}", result.step,
+         flight.step);
+  }
+  size_t at = 0;
+  for (const FlightRow& row : flight.rows) {
+    if (!row.has_result()) continue;
+    if (at >= result.rows.size() || result.rows[at].slot != row.slot ||
+        (row.sample && result.rows[at].token < 0)) {
+      fail(ErrorCode::kInternal, "step result: step {}: row {} is not that of slot {}", result.step,
+           at, row.slot);
+    }
+    ++at;
+  }
+  if (at != result.rows.size()) {
+    fail(ErrorCode::kInternal, "step result: step {}: {} rows, {} expected", result.step,
+         result.rows.size(), at);
+  }
+}
+
+// Brings an entry up to date with its row; the event says what the outside should know.
+SequenceEvent settle(Entry& entry, const FlightRow& row, const RowResult* result,
+                     int32_t max_context) {
+  --entry.in_flight;
+  SequenceEvent event{.id = entry.sequence.id};
+  if (entry.aborted) {
+    if (entry.in_flight == 0) event.finish = FinishReason::kAborted;
+    return event;
+  }
+  event.row = result;
+  event.cached_tokens = entry.cached;
+  event.first_admission = !entry.announced;
+  entry.announced = true;
+  if (row.prompt_logprobs) entry.reported_to = row.end;
+  if (row.sample) entry.sequence.tokens.push_back(result->token);
+  if (row.sample || row.last) event.finish = finish_reason(entry.sequence, max_context);
+  return event;
+}
+
+}  // namespace
+
+void Scheduler::apply(const StepResult& result, std::vector<SequenceEvent>& events) {
+  SchedulerState& state = *state_;
+  if (state.flights.empty()) {
+    fail(ErrorCode::kInternal, "step result: step {}, but none is in flight", result.step);
+  }
+  check_result(state.flights.front(), result);
+  Flight flight = std::move(state.flights.front());
+  state.flights.pop_front();
+  bool ended = false;
+  size_t at = 0;
+  for (const FlightRow& row : flight.rows) {
+    const RowResult* row_result = row.has_result() ? &result.rows[at++] : nullptr;
+    const SequenceEvent event = settle(*row.entry, row, row_result, state.config.max_context);
+    if (event.finish != FinishReason::kNone) {
+      state.retire(*row.entry);
+      ended = true;
+    } else if (event.row == nullptr && !event.first_admission) {
+      continue;
+    }
+    events.push_back(event);
+  }
+  if (ended) state.compact();
+  flight.rows.clear();
+  state.spare_rows.push_back(std::move(flight.rows));
+  state.stalled = false;
+}
+
+}  // namespace trireme

@@ -1,0 +1,390 @@
+// Scheduler::next(): one pass over the running sequences in rank order, then admissions.
+//
+// Blocks are handed out strictly by rank: the first-ranked sequence that is not in flight may take
+// the blocks of every other that is not in flight, so it always gets on. Tokens go to decode rows
+// first: their number is known before the pass, and prefill gets what they leave.
+#include <algorithm>
+
+#include "runtime/scheduler_state.h"
+
+namespace trireme {
+namespace {
+
+// With several steps in flight the prefill work at hand is spread over them, in shares no smaller
+// than this: smaller chunks would read the weights more often than they save time.
+constexpr int64_t kSmallestShare = 64;
+
+class Planner {
+ public:
+  Planner(SchedulerState& state, StepPlan& plan, Flight& flight)
+      : state_(state), pool_(state.pool), plan_(plan), flight_(flight), promised_(pool_.groups()) {}
+
+  void run();
+
+ private:
+  void make_room_for_priority();
+  void survey();
+  void plan_running(size_t index);
+  void admit_waiting();
+
+  PrefixMatch match(Entry& entry);
+  bool fits(Entry& entry, const PrefixMatch& match);
+  bool may_fit(const Entry& entry) const;
+  int32_t kept_for_running(size_t group) const;
+  void promise(const Entry& entry);
+  void admit(Entry& entry, const PrefixMatch& match);
+
+  int32_t chunk(const Entry& entry) const;
+  int32_t fit(const Entry& entry, int32_t wanted) const;
+  bool preempt_from(size_t first);
+  void slide_windows(Entry& entry);
+  void emit(Entry& entry, int32_t count);
+  void take_blocks(Entry& entry, PlanRow& row);
+  void publish_filled(Entry& entry, int32_t from);
+
+  SchedulerState& state_;
+  KvCachePool& pool_;
+  StepPlan& plan_;
+  Flight& flight_;
+  std::vector<PlanRow> prefill_rows_;  // follow the decode rows
+  std::vector<FlightRow> prefill_flight_;
+  std::vector<int32_t> promised_;  // per KV group: blocks that admitted prefills have yet to take
+  int32_t decode_left_ = 0;        // rows
+  int32_t prefill_tokens_left_ = 0;
+  int32_t prefill_rows_left_ = 0;
+  size_t victim_end_ = 0;  // running[victim_end_…] cannot be preempted any more in this step
+  bool preempted_ = false;
+  bool starved_ = false;  // a running sequence lacks blocks
+};
+
+void Planner::run() {
+  victim_end_ = state_.running.size();
+  make_room_for_priority();
+  survey();
+  for (size_t i = 0; i < state_.running.size(); ++i) plan_running(i);
+  if (preempted_) state_.compact();
+  if (!preempted_ && !starved_) admit_waiting();
+  plan_.rows.insert(plan_.rows.end(), prefill_rows_.begin(), prefill_rows_.end());
+  flight_.rows.insert(flight_.rows.end(), prefill_flight_.begin(), prefill_flight_.end());
+}
+
+// A waiting sequence may take slot and blocks of running ones of strictly lower priority. This
+// comes before the pass, which would put those in flight.
+void Planner::make_room_for_priority() {
+  if (state_.waiting.empty() || state_.running.empty()) return;
+  Entry& head = **state_.waiting.begin();
+  const auto outranked = [&](const Entry* other) {
+    return other->sequence.priority < head.sequence.priority;
+  };
+  if (!outranked(state_.running.back())) return;
+  const size_t first = std::partition_point(state_.running.begin(), state_.running.end(),
+                                            [&](const Entry* other) { return !outranked(other); }) -
+                       state_.running.begin();
+  bool more = true;
+  while (more && state_.running_count >= state_.slots) more = preempt_from(first);
+  while (more && !may_fit(head)) more = preempt_from(first);
+  while (more && !fits(head, match(head))) more = preempt_from(first);
+  if (!preempted_) return;
+  state_.compact();
+  victim_end_ = state_.running.size();
+  preempted_ = false;
+}
+
+// Divides the rows and tokens of this step between decode and prefill.
+void Planner::survey() {
+  const SchedulerConfig& config = state_.config;
+  int32_t decoding = 0;
+  int32_t ready = 0;
+  int32_t prefilling = 0;
+  int64_t prefill = state_.waiting_tokens;
+  for (const Entry* entry : state_.running) {
+    if (entry->phase == Phase::kDecode) {
+      ++decoding;
+      ready += entry->ready();
+    } else if (entry->ready()) {
+      ++prefilling;
+      prefill += entry->sequence.size() - entry->computed;
+    }
+  }
+  // Each plan in flight gets its share of the decode rows, so that every stage has work.
+  const int32_t steps = config.steps_in_flight;
+  decode_left_ = std::min({ready, (decoding + steps - 1) / steps, config.max_rows});
+  if (prefilling > 0 && config.max_rows > 1) {
+    decode_left_ = std::min(decode_left_, config.max_rows - 1);  // prefill is never shut out
+  }
+  int64_t tokens = config.token_budget - decode_left_;
+  if (steps > 1) {
+    for (const Flight& flight : state_.flights) prefill += flight.prefill_tokens;
+    tokens = std::min(tokens, std::max(kSmallestShare, (prefill + steps - 1) / steps));
+  }
+  prefill_tokens_left_ = static_cast<int32_t>(tokens);
+  prefill_rows_left_ = config.max_rows - decode_left_;
+}
+
+void Planner::plan_running(size_t index) {
+  Entry& entry = *state_.running[index];
+  if (!entry.running() || !entry.ready()) return;
+  const bool decode = entry.phase == Phase::kDecode;
+  if (decode && decode_left_ == 0) return;
+  const int32_t wanted = decode ? 1 : chunk(entry);
+  if (wanted > 0) {
+    slide_windows(entry);
+    int32_t count = fit(entry, wanted);
+    // Without victims it waits and keeps what it has: those before it will preempt it if they must.
+    while (count == 0 && preempt_from(index + 1)) count = fit(entry, wanted);
+    if (count > 0) {
+      emit(entry, count);
+    } else {
+      starved_ = true;
+    }
+  }
+  promise(entry);
+}
+
+// Newcomers enter in rank order. The first one that does not fit keeps the others out, so that a
+// long prompt is not overtaken for ever by short ones.
+void Planner::admit_waiting() {
+  while (!state_.waiting.empty() && state_.running_count < state_.slots) {
+    if (prefill_tokens_left_ <= 0 || prefill_rows_left_ <= 0) return;
+    Entry& head = **state_.waiting.begin();
+    if (!may_fit(head)) return;
+    const PrefixMatch found = match(head);
+    if (!fits(head, found)) return;
+    admit(head, found);
+    promise(head);
+  }
+}
+
+// At least one token is left to compute: its logits choose the next one.
+PrefixMatch Planner::match(Entry& entry) {
+  const int32_t limit =
+      state_.may_hit(entry) ? (entry.sequence.size() - 1) / pool_.block_size() : 0;
+  return pool_.match(entry.chain, entry.sequence.tokens, limit);
+}
+
+// Blocks that a newcomer must leave: those promised to admitted prefills, and one for each running
+// sequence (but no more than 1/32 of the pool), which will need it soon. Otherwise the newcomer
+// would be preempted before its prefill pays.
+int32_t Planner::kept_for_running(size_t group) const {
+  if (state_.running_count == 0) return 0;
+  return promised_[group] + std::min(state_.running_count, pool_.group(group).size() / 32);
+}
+
+// A sequence that did not fit is not looked up again (its whole prompt) before it may.
+bool Planner::may_fit(const Entry& entry) const {
+  if (state_.running_count == 0) return true;
+  for (size_t g = 0; g < entry.retry_at.size(); ++g) {
+    if (pool_.group(g).available() < entry.retry_at[g] + kept_for_running(g)) return false;
+  }
+  return true;
+}
+
+// Whether there are blocks for all known tokens of a newcomer. Alone it always fits: add() checked.
+bool Planner::fits(Entry& entry, const PrefixMatch& match) {
+  entry.retry_at.resize(pool_.groups());
+  for (size_t g = 0; g < pool_.groups(); ++g) {
+    const int32_t first = pool_.first_needed(g, match.blocks * pool_.block_size());
+    entry.retry_at[g] =
+        match.unreferenced[g] +
+        pool_.blocks_to_take(g, entry.sequence.size(), match.blocks, std::min(first, match.blocks));
+  }
+  return may_fit(entry);
+}
+
+void Planner::promise(const Entry& entry) {
+  if (entry.phase != Phase::kPrefill) return;
+  for (size_t g = 0; g < pool_.groups(); ++g) {
+    const BlockTable& table = entry.tables[g];
+    promised_[g] += pool_.blocks_to_take(g, entry.sequence.size(),
+                                         static_cast<int32_t>(table.blocks.size()), table.live);
+  }
+}
+
+void Planner::admit(Entry& entry, const PrefixMatch& match) {
+  state_.dequeue(entry);
+  entry.retry_at.clear();
+  entry.phase = Phase::kPrefill;
+  entry.slot = state_.free_slots.back();
+  state_.free_slots.pop_back();
+  entry.computed = match.blocks * pool_.block_size();
+  entry.tables.resize(pool_.groups());
+  for (size_t g = 0; g < pool_.groups(); ++g) {
+    BlockTable& table = entry.tables[g];
+    table.blocks = match.tables[g];
+    table.live = std::min(match.blocks, pool_.first_needed(g, entry.computed));
+    for (int32_t i = table.live; i < match.blocks; ++i) pool_.group(g).retain(table.blocks[i]);
+  }
+  if (!entry.admitted) {
+    entry.admitted = true;
+    entry.cached = entry.computed;
+    --state_.queued;
+    if (state_.may_hit(entry)) pool_.count_query(entry.sequence.size(), entry.computed);
+  }
+  ++state_.running_count;
+  auto& running = state_.running;
+  running.insert(std::upper_bound(running.begin(), running.end(), &entry, RanksBefore{}), &entry);
+
+  SlotInit& init = plan_.admitted.emplace_back();
+  init.slot = entry.slot;
+  init.output_index = entry.sequence.output_index;
+  init.prompt_tokens = entry.sequence.prompt_tokens;
+  init.sampling = entry.sequence.sampling;
+  init.blocks = match.tables;
+  if (init.sampling.needs_counts()) init.history = entry.sequence.tokens;
+  emit(entry, fit(entry, chunk(entry)));
+}
+
+// Tokens of the next prefill row. Where prompt log-probabilities are wanted, a row lies on one side
+// of what was delivered before a preemption, and of the end of the prompt.
+int32_t Planner::chunk(const Entry& entry) const {
+  if (prefill_rows_left_ <= 0) return 0;
+  int32_t end = entry.sequence.size();
+  if (entry.wants_prompt_logprobs()) {
+    for (const int32_t cut : {entry.sequence.prompt_tokens, entry.reported_to}) {
+      if (entry.computed < cut) end = std::min(end, cut);
+    }
+  }
+  return std::min({end - entry.computed, state_.config.max_chunk, prefill_tokens_left_});
+}
+
+// How many of `wanted` more tokens have blocks or can get them without preemption.
+int32_t Planner::fit(const Entry& entry, int32_t wanted) const {
+  const auto length = static_cast<int32_t>(entry.tables[0].blocks.size());
+  const int32_t room = length * pool_.block_size() - entry.computed;
+  if (room >= wanted) return wanted;
+  int32_t blocks = pool_.blocks_for(wanted - room);
+  for (size_t g = 0; g < pool_.groups(); ++g) {
+    blocks = std::min(blocks, pool_.group(g).available());
+  }
+  return std::min(wanted, room + blocks * pool_.block_size());
+}
+
+// Preempts the last-ranked of running[first…] that is not in flight; false if there is none. Those
+// that already have a row in this plan are in flight.
+bool Planner::preempt_from(size_t first) {
+  while (victim_end_ > first) {
+    Entry& victim = *state_.running[--victim_end_];
+    if (!victim.running() || victim.in_flight > 0) continue;
+    state_.preempt(victim);
+    preempted_ = true;
+    return true;
+  }
+  return false;
+}
+
+// Frees the blocks that no query from position `computed` on reads. Rows in flight may still read
+// them, but they are executed before whatever is written into the blocks from now on.
+void Planner::slide_windows(Entry& entry) {
+  for (size_t g = 0; g < pool_.groups(); ++g) {
+    if (pool_.config().groups[g].window == 0) continue;
+    BlockTable& table = entry.tables[g];
+    const auto length = static_cast<int32_t>(table.blocks.size());
+    const int32_t first = std::min(length, pool_.first_needed(g, entry.computed));
+    for (; table.live < first; ++table.live) {
+      pool_.group(g).release(table.blocks[table.live]);
+      table.blocks[table.live] = kNoBlock;
+    }
+  }
+}
+
+// Plans the next `count` tokens; fit() found blocks for them.
+void Planner::emit(Entry& entry, int32_t count) {
+  const Sequence& sequence = entry.sequence;
+  const bool decode = entry.phase == Phase::kDecode;
+  const int32_t begin = entry.computed;
+  const int32_t end = begin + count;
+  PlanRow& row = (decode ? plan_.rows : prefill_rows_).emplace_back();
+  row.slot = entry.slot;
+  row.position = begin;
+  row.count = count;
+  row.token_begin = static_cast<int32_t>(plan_.tokens.size());
+  plan_.tokens.insert(plan_.tokens.end(), sequence.tokens.begin() + begin,
+                      sequence.tokens.begin() + end);
+  row.block_begin = static_cast<int32_t>(plan_.blocks.size());
+  FlightRow& flight = (decode ? flight_.rows : prefill_flight_).emplace_back();
+  const bool complete = end == sequence.size();
+  if (complete) {
+    row.sample =
+        decode || finish_reason(sequence, state_.config.max_context) == FinishReason::kNone;
+    flight.last = !row.sample;
+    entry.phase = Phase::kDecode;
+  }
+  if (entry.wants_prompt_logprobs() && begin >= entry.reported_to &&
+      end <= sequence.prompt_tokens) {
+    row.prompt_logprobs = true;
+    row.next_token = end < sequence.prompt_tokens ? sequence.tokens[end] : -1;
+  }
+  flight.entry = &entry;
+  flight.slot = entry.slot;
+  flight.end = end;
+  flight.sample = row.sample;
+  flight.prompt_logprobs = row.prompt_logprobs;
+
+  entry.computed = end;
+  ++entry.in_flight;
+  if (decode) {
+    --decode_left_;
+  } else {
+    prefill_tokens_left_ -= count;
+    --prefill_rows_left_;
+    flight_.prefill_tokens += count;
+  }
+  take_blocks(entry, row);
+  if (pool_.config().prefix_cache) publish_filled(entry, begin);
+  if (begin < sequence.prompt_tokens && end >= sequence.prompt_tokens && sequence.group != 0) {
+    state_.release_siblings(entry);
+  }
+}
+
+void Planner::take_blocks(Entry& entry, PlanRow& row) {
+  const auto length = static_cast<int32_t>(entry.tables[0].blocks.size());
+  if (entry.computed <= length * pool_.block_size()) return;
+  row.block_count = pool_.blocks_for(entry.computed) - length;
+  for (size_t g = 0; g < pool_.groups(); ++g) {
+    for (int32_t i = 0; i < row.block_count; ++i) {
+      const int32_t block = pool_.group(g).take();
+      entry.tables[g].blocks.push_back(block);
+      plan_.blocks.push_back(block);
+    }
+  }
+}
+
+// A block becomes findable when the row that fills it is planned, before it is computed. That is
+// right for rows of later plans, because plans are executed in order, and for other rows of this
+// plan, because a layer writes the KV of all rows before any row reads it. It stays right if the
+// sequence is aborted or preempted meanwhile: the plan is executed all the same. If a world dies
+// with plans in flight, reset_world() forgets all prefixes.
+void Planner::publish_filled(Entry& entry, int32_t from) {
+  const int32_t full = entry.computed / pool_.block_size();
+  for (int32_t i = from / pool_.block_size(); i < full; ++i) {
+    const PrefixHash hash = entry.chain.at(i, entry.sequence.tokens);
+    for (size_t g = 0; g < pool_.groups(); ++g) {
+      pool_.group(g).publish(entry.tables[g].blocks[i], hash);
+    }
+  }
+}
+
+}  // namespace
+
+bool Scheduler::next(StepPlan& plan) {
+  SchedulerState& state = *state_;
+  plan.clear();
+  if (!can_plan()) return false;
+  Flight flight;
+  if (!state.spare_rows.empty()) {
+    flight.rows = std::move(state.spare_rows.back());
+    state.spare_rows.pop_back();
+  }
+  Planner(state, plan, flight).run();
+  if (plan.rows.empty()) {
+    state.stalled = true;
+    return false;
+  }
+  plan.epoch = state.epoch;
+  plan.step = ++state.steps;
+  flight.step = plan.step;
+  state.flights.push_back(std::move(flight));
+  return true;
+}
+
+}  // namespace trireme

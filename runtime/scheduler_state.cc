@@ -1,0 +1,101 @@
+#include "runtime/scheduler_state.h"
+
+#include <algorithm>
+
+namespace trireme {
+
+SchedulerState::SchedulerState(const SchedulerConfig& config, const KvPoolConfig& pool_config)
+    : config(config), pool(pool_config), slots(slot_count(config)) {
+  for (SlotId slot = slots - 1; slot >= 0; --slot) free_slots.push_back(slot);
+}
+
+void SchedulerState::release_blocks(Entry& entry) {
+  for (size_t g = 0; g < entry.tables.size(); ++g) {
+    BlockTable& table = entry.tables[g];
+    // The end of a prefix is useless without its beginning, so it is to be evicted first.
+    for (auto i = static_cast<int32_t>(table.blocks.size()) - 1; i >= table.live; --i) {
+      pool.group(g).release(table.blocks[i]);
+    }
+    table.blocks.clear();
+    table.live = 0;
+  }
+  entry.computed = 0;
+  if (entry.slot >= 0) {
+    free_slots.push_back(entry.slot);
+    entry.slot = -1;
+    --running_count;
+  }
+}
+
+void SchedulerState::preempt(Entry& entry) {
+  release_blocks(entry);
+  entry.retry_at.clear();
+  enqueue(entry);
+  ++preemptions;
+}
+
+void SchedulerState::retire(Entry& entry) {
+  leave_siblings(entry);
+  release_blocks(entry);
+  if (!entry.admitted) --queued;
+  const auto found = entries.find(entry.sequence.id);
+  retired.push_back(std::move(found->second));
+  entries.erase(found);
+}
+
+void SchedulerState::compact() {
+  std::erase_if(running, [](const Entry* entry) { return !entry->running(); });
+  retired.clear();
+}
+
+void SchedulerState::enqueue(Entry& entry) {
+  entry.phase = Phase::kWaiting;
+  waiting.insert(&entry);
+  waiting_tokens += entry.sequence.size();
+}
+
+void SchedulerState::dequeue(Entry& entry) {
+  waiting.erase(&entry);
+  waiting_tokens -= entry.sequence.size();
+}
+
+bool SchedulerState::may_hit(const Entry& entry) const {
+  return pool.config().prefix_cache && entry.sequence.size() > pool.block_size() &&
+         !(entry.wants_prompt_logprobs() && entry.reported_to < entry.sequence.prompt_tokens - 1);
+}
+
+void SchedulerState::park_or_enqueue(Entry& entry) {
+  if (entry.sequence.group == 0 || !may_hit(entry)) return enqueue(entry);
+  Siblings& group = siblings[entry.sequence.group];
+  if (group.leader == nullptr) {
+    group.leader = &entry;
+    return enqueue(entry);
+  }
+  entry.phase = Phase::kParked;
+  group.parked.push_back(&entry);
+}
+
+void SchedulerState::release_siblings(Entry& leader) {
+  const auto found = siblings.find(leader.sequence.group);
+  if (found == siblings.end() || found->second.leader != &leader) return;
+  const std::vector<Entry*> parked = std::move(found->second.parked);
+  siblings.erase(found);
+  for (Entry* entry : parked) enqueue(*entry);
+}
+
+void SchedulerState::leave_siblings(Entry& entry) {
+  const auto found = siblings.find(entry.sequence.group);
+  if (found == siblings.end()) return;
+  Siblings& group = found->second;
+  if (group.leader != &entry) {
+    std::erase(group.parked, &entry);
+  } else if (group.parked.empty()) {
+    siblings.erase(found);
+  } else {
+    group.leader = group.parked.front();
+    group.parked.erase(group.parked.begin());
+    enqueue(*group.leader);
+  }
+}
+
+}  // namespace trireme

@@ -1,0 +1,131 @@
+// What the scheduler remembers between steps. Private to scheduler*.cc.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <set>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/scheduler.h"
+
+namespace trireme {
+
+// One KV group's block table of one sequence. Entries before `live` have left the window: they are
+// KvGroupBlocks::kNone. The tables of all groups of a sequence have the same length.
+struct BlockTable {
+  std::vector<int32_t> blocks;
+  int32_t live = 0;
+};
+
+enum class Phase : uint8_t {
+  kParked,   // waits for a sibling to compute the prompt that they share
+  kWaiting,  // in the queue
+  kPrefill,  // has a slot; known tokens are still to be planned
+  kDecode,   // has a slot; all known tokens but the newest sampled one are planned
+};
+
+struct Entry {
+  Entry(Sequence from, const PrefixChain& chain) : sequence(std::move(from)), chain(chain) {}
+
+  Sequence sequence;
+  Phase phase = Phase::kWaiting;
+  bool aborted = false;    // ends as soon as it is not in flight
+  bool admitted = false;   // has had a slot before: `cached` is set, it no longer counts as queued
+  bool announced = false;  // first_admission was reported
+  SlotId slot = -1;
+  int32_t computed = 0;     // positions whose KV exists or is in flight
+  int32_t in_flight = 0;    // plans with a row of this sequence
+  int32_t cached = 0;       // positions taken from the prefix cache at first admission
+  int32_t reported_to = 0;  // prompt log-probabilities of earlier positions were delivered
+  uint64_t arrival = 0;
+  PrefixChain chain;
+  std::vector<BlockTable> tables;  // per KV group
+  std::vector<int32_t> retry_at;   // per KV group: no admission with fewer available blocks
+
+  bool running() const { return slot >= 0; }
+  // Whether some of its known tokens are in no plan yet.
+  bool ready() const { return !aborted && computed < sequence.size(); }
+  bool wants_prompt_logprobs() const { return sequence.sampling.prompt_logprobs >= 0; }
+};
+
+// The one order of the scheduler: who runs first, who gets blocks first, who is preempted last.
+// It is total and never changes for a sequence, so the first one always gets on: no livelock.
+struct RanksBefore {
+  bool operator()(const Entry* a, const Entry* b) const {
+    if (a->sequence.priority != b->sequence.priority) {
+      return a->sequence.priority > b->sequence.priority;
+    }
+    return a->arrival < b->arrival;
+  }
+};
+
+struct FlightRow {
+  Entry* entry = nullptr;
+  SlotId slot = 0;
+  int32_t end = 0;  // the position after the row
+  bool sample = false;
+  bool prompt_logprobs = false;
+  bool last = false;  // the sequence ends with this row, which samples nothing
+
+  bool has_result() const { return sample || prompt_logprobs; }
+};
+
+struct Flight {
+  uint64_t step = 0;
+  int64_t prefill_tokens = 0;
+  std::vector<FlightRow> rows;
+};
+
+// The outputs of a request whose shared prompt is not computed yet.
+struct Siblings {
+  Entry* leader = nullptr;
+  std::vector<Entry*> parked;
+};
+
+class SchedulerState {
+ public:
+  SchedulerState(const SchedulerConfig& config, const KvPoolConfig& pool_config);
+
+  // Ends of a sequence's time in a slot.
+  void release_blocks(Entry& entry);  // all of them, the last ones first
+  void preempt(Entry& entry);         // back to the queue; it stays in `running` until compact()
+  void retire(Entry& entry);          // gone; stays in `running` and `retired` until compact()
+  void compact();
+
+  void enqueue(Entry& entry);
+  void dequeue(Entry& entry);
+  void park_or_enqueue(Entry& entry);
+  // The shared prompt is computed (or never will be): the siblings need not wait any longer.
+  void release_siblings(Entry& leader);
+  void leave_siblings(Entry& entry);  // `entry` is going away
+
+  // Whether siblings, hits and hashes make sense for this sequence at all.
+  bool may_hit(const Entry& entry) const;
+
+  SchedulerConfig config;
+  KvCachePool pool;
+  int32_t slots = 0;
+  std::vector<SlotId> free_slots;
+
+  std::unordered_map<SequenceId, std::unique_ptr<Entry>> entries;
+  std::set<Entry*, RanksBefore> waiting;
+  std::vector<Entry*> running;  // in rank order; those without a slot are removed by compact()
+  std::unordered_map<uint64_t, Siblings> siblings;
+  std::vector<std::unique_ptr<Entry>> retired;
+  std::deque<Flight> flights;
+  std::vector<std::vector<FlightRow>> spare_rows;  // emptied, for reuse
+  std::vector<SequenceEvent> pending_events;
+
+  int32_t queued = 0;  // sequences that never had a slot
+  int32_t running_count = 0;
+  int64_t waiting_tokens = 0;  // of `waiting`
+  uint64_t arrivals = 0;
+  uint64_t epoch = 1;
+  uint64_t steps = 0;
+  uint64_t preemptions = 0;
+  bool stalled = false;  // next() found nothing, and nothing has changed since
+};
+
+}  // namespace trireme
