@@ -1,7 +1,7 @@
-// clang-format off: the vector type first
-#include "kernels/cpu/simd/linear_plain.h"
+// The vector type comes first: the rest is written in terms of it.
 #include "kernels/cpu/simd/vec_avx2.h"
-// clang-format on
+
+#include "kernels/cpu/simd/linear_plain.h"
 #include "kernels/cpu/simd/tables.h"
 
 namespace trireme::cpu {

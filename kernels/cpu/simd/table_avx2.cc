@@ -1,8 +1,8 @@
-// clang-format off: the vector type first
+// The vector type comes first: the rest is written in terms of it.
+#include "kernels/cpu/simd/vec_avx2.h"
+
 #include "kernels/cpu/simd/elementwise.h"
 #include "kernels/cpu/simd/measure.h"
-#include "kernels/cpu/simd/vec_avx2.h"
-// clang-format on
 #include "kernels/cpu/simd/tables.h"
 
 namespace trireme::cpu {
