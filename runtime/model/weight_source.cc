@@ -204,12 +204,16 @@ std::unique_ptr<WeightSource> open_model(const std::string& path) {
 }
 
 ModelShape model_shape(const WeightSource& source) {
-  int64_t widest = 1;
+  constexpr int64_t kFewBlocks = 16;
+  constexpr int64_t kNarrow = 32;
+  const int64_t ffn = source.config().ffn;
+  int64_t multiple = 1;
   for (const SourceTensor& tensor : source.tensors()) {
     if (!tensor.name.ends_with(".down.weight")) continue;
-    widest = std::max<int64_t>(widest, traits(tensor.format).block_elements);
+    multiple = std::max<int64_t>(multiple, traits(tensor.format).block_elements);
   }
-  return source.config().shape(widest);
+  if (ffn / multiple < kFewBlocks && multiple > kNarrow) multiple = kNarrow;
+  return source.config().shape(multiple);
 }
 
 }  // namespace trireme

@@ -57,7 +57,8 @@ class WeightSource {
 std::unique_ptr<WeightSource> open_model(const std::string& path);
 
 // What make_layout needs to know. Feed-forward cuts fall on whole blocks of the down projection's
-// columns; gate and up are cut by rows, which no block spans.
+// columns (gate and up are cut by rows, which no block spans), unless those are so wide and so few
+// that the ranks would be uneven: then inside of blocks, and both sides of a cut hold the block.
 ModelShape model_shape(const WeightSource& source);
 
 }  // namespace trireme

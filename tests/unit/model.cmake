@@ -1,0 +1,5 @@
+foreach(name gguf safetensors)
+  trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_model)
+endforeach()
+trireme_test(parity_test SOURCES parity_test.cc DEPENDS trireme_test_model TIMEOUT 120
+             LABELS threads)
