@@ -13,7 +13,7 @@ namespace trireme {
 
 using SocketDeadline = std::chrono::steady_clock::time_point;
 
-// Owns a file descriptor.
+// Owns a file descriptor (of a socket, or of anything else).
 class Socket {
  public:
   Socket() = default;

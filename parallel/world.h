@@ -35,6 +35,7 @@ class MpiEnvironment {
 
  private:
   bool active_ = false;
+  std::shared_ptr<class MpiProcess> process_;
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, max_local_size_ = 1;
   std::string host_;
 };

@@ -1,0 +1,85 @@
+// MpiEnvironment: the only place that starts and ends MPI.
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "parallel/mpi_communicator.h"
+#include "parallel/world.h"
+
+namespace trireme {
+namespace {
+
+bool is_set(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value != nullptr && *value != 0;
+}
+
+// Open MPI's and MPICH's mpirun, and srun with PMIx or PMI, tell their processes so.
+bool started_by_launcher() {
+  const char* forced = std::getenv("TRIREME_MPI");
+  if (forced != nullptr && *forced != 0) return std::string(forced) != "0";
+  for (const char* variable : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_FD"}) {
+    if (is_set(variable)) return true;
+  }
+  // A step of several tasks without any PMI: each would take itself for the whole world.
+  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  if (is_set("SLURM_STEP_ID") && tasks != nullptr && std::atoi(tasks) > 1) {
+    fail(ErrorCode::kUnavailable,
+         "srun started {} tasks without telling them of each other: use srun --mpi=pmix", tasks);
+  }
+  return false;
+}
+
+}  // namespace
+
+MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  host_ = name;
+  if (!started_by_launcher()) return;
+  int provided = MPI_THREAD_SINGLE;
+  if (MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided) != MPI_SUCCESS) {
+    fail(ErrorCode::kUnavailable, "MPI does not start on {}", host_);
+  }
+  active_ = true;
+  MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+  if (provided < MPI_THREAD_SERIALIZED) {
+    MPI_Finalize();
+    active_ = false;
+    fail(ErrorCode::kUnavailable,
+         "this MPI lets only the main thread call it (it has no "
+         "MPI_THREAD_SERIALIZED)");
+  }
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
+  MPI_Comm_size(MPI_COMM_WORLD, &size_);
+  MPI_Comm local = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local),
+            "world", "split by host", rank_, 0);
+  MPI_Comm_rank(local, &local_rank_);
+  MPI_Comm_size(local, &local_size_);
+  MPI_Comm_free(&local);
+  check_mpi(MPI_Allreduce(&local_size_, &max_local_size_, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD),
+            "world", "ranks per host", rank_, sizeof(int));
+  process_ = std::make_shared<MpiProcess>(local_size_ > usable_cores());
+}
+
+MpiEnvironment::~MpiEnvironment() {
+  if (!active_) return;
+  if (process_->aborted()) abort(1);
+  MPI_Finalize();
+}
+
+std::unique_ptr<Communicator> MpiEnvironment::make_control() const {
+  if (!active_ || size_ == 1) return make_single_communicator("control");
+  return make_mpi_communicator(MPI_COMM_WORLD, "control", process_);
+}
+
+void MpiEnvironment::abort(int exit_code) {
+  int initialized = 0, finalized = 0;
+  MPI_Initialized(&initialized);
+  MPI_Finalized(&finalized);
+  if (initialized && !finalized) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  std::_Exit(exit_code);
+}
+
+}  // namespace trireme
