@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <sstream>
 #include <thread>
 
@@ -35,6 +36,23 @@ int report_errors(const std::function<int()>& body) {
     std::fprintf(stderr, "trireme: internal error: %s\n", error.what());
     return 1;
   }
+}
+
+void on_root(const MpiEnvironment& environment, const std::function<void()>& step) {
+  struct {
+    int32_t code = -1;
+    char message[1020] = {};
+  } outcome;
+  if (environment.rank() == 0) {
+    try {
+      step();
+    } catch (const Error& error) {
+      outcome.code = static_cast<int32_t>(error.code());
+      std::snprintf(outcome.message, sizeof(outcome.message), "%s", error.what());
+    }
+  }
+  environment.make_control()->broadcast(std::as_writable_bytes(std::span(&outcome, 1)), 0);
+  if (outcome.code >= 0) throw Error(static_cast<ErrorCode>(outcome.code), outcome.message);
 }
 
 int64_t parse_bytes(const std::string& text, const std::string& field) {

@@ -72,6 +72,9 @@ class OfflineSession {
   std::unique_ptr<Instance> instance_;
 };
 
+// Runs `step` on rank 0 only; an Error of its is thrown on every rank. Collective.
+void on_root(const MpiEnvironment& environment, const std::function<void()>& step);
+
 // Runs `body`, prints an Error's message on stderr (rank 0 only, where there are ranks), and gives
 // the exit code.
 int report_errors(const std::function<int()>& body);

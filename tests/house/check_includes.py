@@ -32,7 +32,8 @@ SCHEDULER = re.compile(
 
 # A foreign header (by prefix) and the only files that may include it.
 FOREIGN = {
-    r"(grpc|grpcpp)/|google/protobuf|trireme/v1/": r"^(runtime/coordinator|clients/)",
+    r"(grpc|grpcpp)/|.*\.grpc\.pb\.h": r"^(runtime/coordinator|clients/)",
+    r"google/protobuf|trireme/v1/": r"^(runtime/coordinator|clients/|launch/)",
     r"mpi\.h": r"^parallel/(mpi|world)",
     r"nccl": r"^parallel/nccl",
     r"cuda|cublas": r"^(kernels/cuda|base/|parallel/nccl)",
@@ -80,6 +81,7 @@ def self_test():
         ("runtime/scheduler.cc", '#include "kernels/backend.h"'),
         ("runtime/engine.cc", "#include <grpcpp/grpcpp.h>"),
         ("runtime/engine.cc", "#include <mpi.h>"),
+        ("launch/command_chat.cc", '#include "trireme/v1/trireme.grpc.pb.h"'),
         ("parallel/layout.cc", "#include <mpi.h>"),
         ("runtime/engine.cc", '#include "launch/command.h"'),
     ]

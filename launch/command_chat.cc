@@ -1,0 +1,227 @@
+// trireme chat: an interactive client of a server, or one question with --prompt.
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "clients/client.h"
+#include "launch/chat_format.h"
+#include "launch/command.h"
+
+namespace trireme {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct ChatOptions {
+  std::string server = "127.0.0.1:50051";
+  std::string prompt, system;
+  bool raw = false, json = false;
+  double wait_s = 10;
+  int32_t max_tokens = 512;
+  float temperature = 0.0f;
+  float top_p = 1.0f;
+  int64_t seed = -1;
+};
+
+// Set by Ctrl-C: ends the answer at hand, or the conversation when none is.
+std::atomic<bool> interrupted = false;
+
+void on_interrupt(int) { interrupted = true; }
+
+struct Answer {
+  std::string text;
+  std::vector<int32_t> token_ids;
+  std::string finish = "aborted";
+  v1::Usage usage;
+  double ttft_ms = 0, tokens_per_s = 0;
+};
+
+std::string finish_name(v1::FinishReason reason) {
+  switch (reason) {
+    case v1::FINISH_REASON_STOP: return "stop";
+    case v1::FINISH_REASON_LENGTH: return "length";
+    case v1::FINISH_REASON_ABORTED: return "aborted";
+    default: return "error";
+  }
+}
+
+class Conversation {
+ public:
+  Conversation(Client& client, const ChatOptions& options) : client_(client), options_(options) {
+    const auto model = client.model_info();
+    if (!model.has_tokenizer()) {
+      fail(ErrorCode::kFailedPrecondition, "chat: the server's model has no tokenizer");
+    }
+    format_ = options.raw ? ChatFormat::kPlain : detect_chat_format(model.chat_template());
+    if (!options.raw && format_ == ChatFormat::kPlain) {
+      log::warn("the model's chat template is of no known format; using plain text");
+    }
+    auto system = options.system;
+    if (system.empty()) system = default_system(format_, model.chat_template()).value_or("");
+    if (!system.empty() && !options.raw) messages_.push_back({"system", system});
+  }
+
+  // Streams the answer to `user` to stdout (unless `quiet`).
+  Answer ask(const std::string& user, bool quiet) {
+    messages_.push_back({"user", user});
+    const Answer answer = stream(request(user), quiet);
+    messages_.push_back({"assistant", answer.text});
+    return answer;
+  }
+
+ private:
+  v1::GenerateRequest request(const std::string& user) const {
+    v1::GenerateRequest request;
+    request.set_text(options_.raw ? user : format_chat(format_, messages_));
+    request.mutable_sampling()->set_temperature(options_.temperature);
+    request.mutable_sampling()->set_top_p(options_.top_p);
+    if (options_.seed >= 0) {
+      request.mutable_sampling()->set_seed(static_cast<uint64_t>(options_.seed));
+    }
+    request.mutable_stop()->set_max_tokens(options_.max_tokens);
+    if (options_.raw) return request;
+    // The stop markers are special tokens, which the text leaves out: stop on their ids.
+    for (const auto& stop : chat_stops(format_)) {
+      const auto ids = client_.tokenize(stop, false);
+      if (ids.size() == 1) request.mutable_stop()->add_stop_ids(ids[0]);
+      else request.mutable_stop()->add_stop(stop);
+    }
+    return request;
+  }
+
+  Answer stream(const v1::GenerateRequest& request, bool quiet) const {
+    Answer answer;
+    const auto start = Clock::now();
+    auto first = start, last = start;
+    size_t first_count = 0;
+    auto events = client_.generate(request);
+    v1::GenerateEvent event;
+    while (events.next(event)) {
+      if (interrupted.exchange(false)) {
+        events.cancel();
+        break;
+      }
+      if (!event.has_delta()) continue;
+      const auto& delta = event.delta();
+      answer.token_ids.insert(answer.token_ids.end(), delta.token_ids().begin(),
+                              delta.token_ids().end());
+      if (delta.token_ids_size() > 0) {
+        last = Clock::now();
+        if (first_count == 0) {
+          first = last;
+          first_count = answer.token_ids.size();
+        }
+      }
+      answer.text += delta.text();
+      if (!quiet) {
+        std::fwrite(delta.text().data(), 1, delta.text().size(), stdout);
+        std::fflush(stdout);
+      }
+      if (delta.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) continue;
+      answer.finish = finish_name(delta.finish_reason());
+      answer.usage = delta.usage();
+      if (!delta.error().empty()) fail(ErrorCode::kInternal, "chat: {}", delta.error());
+    }
+    const auto seconds = [](auto from, auto to) {
+      return std::chrono::duration<double>(to - from).count();
+    };
+    answer.ttft_ms = 1e3 * seconds(start, first);
+    const auto later = static_cast<double>(answer.token_ids.size() - first_count);
+    answer.tokens_per_s = later > 0 ? later / seconds(first, last) : 0;
+    return answer;
+  }
+
+  Client& client_;
+  const ChatOptions& options_;
+  ChatFormat format_ = ChatFormat::kPlain;
+  std::vector<ChatMessage> messages_;
+};
+
+void print_figures(const Answer& answer) {
+  std::fprintf(stderr,
+               "time to first token %.0f ms, then %.1f tokens/s (%d prompt tokens, %d cached, "
+               "%zu generated, %s)\n",
+               answer.ttft_ms, answer.tokens_per_s, answer.usage.prompt_tokens(),
+               answer.usage.cached_tokens(), answer.token_ids.size(), answer.finish.c_str());
+}
+
+int ask_once(Conversation& conversation, const ChatOptions& options) {
+  const Answer answer = conversation.ask(options.prompt, options.json);
+  if (!options.json) {
+    std::printf("\n");
+    std::fflush(stdout);
+    print_figures(answer);
+    return 0;
+  }
+  nlohmann::ordered_json json;
+  json["text"] = answer.text;
+  json["token_ids"] = answer.token_ids;
+  json["finish_reason"] = answer.finish;
+  json["prompt_tokens"] = answer.usage.prompt_tokens();
+  json["cached_tokens"] = answer.usage.cached_tokens();
+  json["ttft_ms"] = answer.ttft_ms;
+  json["decode_tokens_per_s"] = answer.tokens_per_s;
+  std::printf("%s\n", json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+  return 0;
+}
+
+int converse(Conversation& conversation) {
+  const bool terminal = isatty(STDIN_FILENO) != 0;
+  if (terminal) std::fprintf(stderr, "Ask away. Ctrl-C ends an answer; Ctrl-D ends the talk.\n");
+  std::string line;
+  while (true) {
+    if (terminal) std::fprintf(stderr, "\n> ");
+    if (!std::getline(std::cin, line)) break;
+    if (line.empty()) continue;
+    const Answer answer = conversation.ask(line, false);
+    std::printf("\n");
+    std::fflush(stdout);
+    print_figures(answer);
+  }
+  return 0;
+}
+
+int chat(CommandContext& context, const ChatOptions& options) {
+  log::init(context.log_level_given ? context.log_level : "warn");
+  Client client(options.server);
+  client.wait_healthy(std::chrono::milliseconds(static_cast<int64_t>(options.wait_s * 1000)));
+  struct sigaction action {};
+  action.sa_handler = on_interrupt;  // without SA_RESTART: Ctrl-C at the prompt ends the talk
+  sigaction(SIGINT, &action, nullptr);
+  Conversation conversation(client, options);
+  return options.prompt.empty() ? converse(conversation) : ask_once(conversation, options);
+}
+
+}  // namespace
+
+void add_chat(CLI::App& app, CommandBody& body) {
+  auto options = std::make_shared<ChatOptions>();
+  auto* command = app.add_subcommand("chat", "Talk to a server");
+  command->add_option("--server", options->server, "HOST:PORT")->capture_default_str();
+  command->add_option("--prompt", options->prompt, "Ask this one question and end");
+  command->add_option("--system", options->system, "The system message (default: the template's)");
+  command->add_flag("--raw", options->raw, "Send text as it is, in no chat format");
+  command->add_option("--wait", options->wait_s, "Seconds to wait until the server is healthy")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--max-tokens", options->max_tokens, "Tokens of one answer at most")
+      ->capture_default_str();
+  command->add_option("--temperature", options->temperature, "0 is greedy")->capture_default_str();
+  command->add_option("--top-p", options->top_p, "Keep the likeliest tokens up to this mass")
+      ->capture_default_str();
+  command->add_option("--seed", options->seed, "Makes sampling repeatable");
+  auto* json = command->add_flag("--json", options->json, "With --prompt: one JSON object on stdout");
+  json->needs("--prompt");
+  command->callback([options, &body] {
+    body = [options](CommandContext& context) { return chat(context, *options); };
+  });
+}
+
+}  // namespace trireme

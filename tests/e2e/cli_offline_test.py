@@ -1,0 +1,131 @@
+"""generate, score, tokenize, detokenize and bench: the contract that scripts rely on."""
+import json
+import math
+import tempfile
+import unittest
+
+from program import MODELS, SMOLLM2, call, call_json, expected, index, token_file
+
+
+class Generate(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.entry = index()["llama3"]
+        cls.model = MODELS / cls.entry["path"]
+        cls.expected = expected(cls.entry)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def generate(self, prompt, *arguments, **options):
+        tokens = token_file(self.folder.name, prompt["ids"])
+        return call_json("generate", "--model", self.model, "--tokens", tokens, "--ignore-eos",
+                         *arguments, **options)
+
+    def test_json_holds_the_contract(self):
+        prompt = self.expected["prompts"][3]
+        answer = self.generate(prompt, "--max-tokens", 16)
+        self.assertEqual(answer["token_ids"], prompt["greedy"][:16])
+        self.assertEqual(answer["finish_reason"], "length")
+        self.assertEqual(answer["prompt_tokens"], len(prompt["ids"]))
+        self.assertEqual(answer["cached_tokens"], 0)
+        self.assertEqual(answer["text"], "")  # no tokenizer
+        self.assertGreater(answer["ttft_ms"], 0)
+        self.assertGreater(answer["decode_tokens_per_s"], 0)
+
+    def test_every_layout_gives_the_same_tokens(self):
+        prompt = self.expected["prompts"][4]
+        for ranks, layout in [(0, "tensor=1"), (2, "tensor=2"), (2, "pipeline=2"),
+                              (3, "tensor=3"), (4, "tensor=2,pipeline=2"), (4, "")]:
+            with self.subTest(ranks=ranks, layout=layout):
+                arguments = ["--layout", layout] if layout else []
+                answer = self.generate(prompt, "--max-tokens", 40, *arguments, ranks=ranks)
+                # Compared up to the first step that rounding may decide.
+                sure = next((i for i, m in enumerate(prompt["margins"]) if m < 1e-3), 40)
+                self.assertGreater(sure, 8)
+                self.assertEqual(answer["token_ids"][:sure], prompt["greedy"][:sure])
+
+    def test_resumes_from_any_position(self):
+        prompt = self.expected["prompts"][2]
+        for done in (1, 7, 30):
+            prior = token_file(self.folder.name, prompt["greedy"][:done], "prior.json")
+            answer = self.generate(prompt, "--max-tokens", 40, "--prior-tokens", prior, "--seed", 1)
+            self.assertEqual(answer["token_ids"], prompt["greedy"][done:40])
+
+    def test_a_seed_repeats_and_another_differs(self):
+        prompt = self.expected["prompts"][3]
+        one, again, other = (
+            self.generate(prompt, "--temperature", 1.0, "--max-tokens", 30, "--seed", seed)
+            for seed in (5, 5, 6))
+        self.assertEqual(one["token_ids"], again["token_ids"])
+        self.assertNotEqual(one["token_ids"], other["token_ids"])
+
+    def test_score_matches_the_reference(self):
+        reference = self.expected["logprobs"]
+        ids = self.expected["prompts"][reference["prompt"]]["ids"]
+        tokens = token_file(self.folder.name, ids)
+        for ranks in (0, 3):
+            answer = call_json("score", "--model", self.model, "--tokens", tokens, "--top-k", 3,
+                               ranks=ranks)
+            self.assertEqual(len(answer["logprobs"]), len(ids) - 1)
+            for value, wanted in zip(answer["logprobs"], reference["values"]):
+                self.assertAlmostEqual(value, wanted, delta=1e-3)
+            for best in answer["top"]:
+                self.assertEqual(len(best), 3)
+                self.assertGreaterEqual(best[0][1], best[1][1])
+                self.assertLess(sum(math.exp(p) for _, p in best), 1.0 + 1e-5)
+
+    def test_top_k_over_the_whole_vocabulary_sums_to_one(self):
+        ids = self.expected["prompts"][1]["ids"]
+        tokens = token_file(self.folder.name, ids)
+        answer = call_json("score", "--model", self.model, "--tokens", tokens, "--top-k",
+                           self.entry["vocab"], ranks=2)
+        for best in answer["top"]:
+            self.assertEqual(len({token for token, _ in best}), self.entry["vocab"])
+            self.assertAlmostEqual(sum(math.exp(p) for _, p in best), 1.0, delta=1e-4)
+
+    def test_bench_prints_ratios_to_measured_limits(self):
+        decode = call_json("bench", "decode", "--model", self.model, "--tokens", 16, "--repeats", 1)
+        self.assertAlmostEqual(decode["ratio"], decode["bytes_per_s"] / decode["read_bandwidth"],
+                               delta=1e-6)
+        prefill = call_json("bench", "prefill", "--model", self.model, "--prompt-tokens", 64,
+                            "--repeats", 1, ranks=2)
+        self.assertAlmostEqual(prefill["ratio"], prefill["flops_per_s"] / prefill["flops_limit"],
+                               delta=1e-6)
+
+
+@unittest.skipUnless(SMOLLM2, "TRIREME_SMOLLM2 does not name the model")
+class RealModel(unittest.TestCase):
+    def test_text_goes_in_and_comes_out(self):
+        answer = call_json("generate", "--model", SMOLLM2, "--prompt", "The capital of France is",
+                           "--max-tokens", 24)
+        self.assertIn("Paris", answer["text"])
+        ids = answer["token_ids"]
+        text = call_json("detokenize", "--model", SMOLLM2, stdin=json.dumps(ids).encode())["text"]
+        self.assertTrue(text.startswith(answer["text"]))
+
+    def test_stop_string_ends_the_text_before_it(self):
+        answer = call_json("generate", "--model", SMOLLM2, "--prompt", "The capital of France is",
+                           "--max-tokens", 24, "--stop", "Par", "--stop", "xyzzy")
+        self.assertEqual(answer["finish_reason"], "stop")
+        self.assertNotIn("Par", answer["text"])
+
+    def test_tokenize_and_detokenize_are_inverse(self):
+        text = "Trirèmes: 170 rowers, 3 banks — 三段櫂船 🚣‍♂️\n\tif (x < 10) { return \"ναῦς\"; }"
+        ids = call_json("tokenize", "--model", SMOLLM2, stdin=text.encode())["token_ids"]
+        back = call_json("detokenize", "--model", SMOLLM2, stdin=json.dumps(ids).encode())["text"]
+        self.assertEqual(back, text)
+        plain = call("tokenize", "--model", SMOLLM2, stdin=text.encode())
+        self.assertEqual([int(line) for line in plain.stdout.split()], ids)
+
+    def test_logs_stay_off_stdout(self):
+        done = call("--log-level", "debug", "generate", "--model", SMOLLM2, "--prompt", "Hello",
+                    "--max-tokens", 2, "--json", ranks=2)
+        json.loads(done.stdout)
+        self.assertGreater(len(done.stderr), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
