@@ -1,0 +1,336 @@
+// Which rank holds what: the cuts, their invariants over random models, and every refusal.
+#include "parallel/layout.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "base/error.h"
+
+namespace trireme {
+namespace {
+
+ModelShape smollm2() {
+  return {.layers = 30,
+          .hidden = 576,
+          .q_heads = 9,
+          .kv_heads = 3,
+          .head_dim = 64,
+          .ffn = 1536,
+          .vocab = 49152,
+          .ffn_multiple = 32,
+          .tied_embeddings = true};
+}
+
+ModelShape llama70b() {
+  return {.layers = 80,
+          .hidden = 8192,
+          .q_heads = 64,
+          .kv_heads = 8,
+          .head_dim = 128,
+          .ffn = 28672,
+          .vocab = 128256,
+          .ffn_multiple = 256};
+}
+
+LayoutSpec even(int tensor, int pipeline) {
+  return {std::vector<StageSpec>(static_cast<size_t>(pipeline), StageSpec{tensor, 0})};
+}
+
+std::vector<TensorShard> shards_of(const ModelShape& model, int tensor) {
+  return make_layout(even(tensor, 1), model, tensor).stages[0].shards;
+}
+
+template <typename Call>
+std::string refusal(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument) << error.what();
+    return error.what();
+  }
+  ADD_FAILURE() << "accepted";
+  return "";
+}
+
+// The parts follow each other without gap or overlap, none is empty.
+void expect_exact_cover(const std::vector<TensorShard>& shards, Part TensorShard::*part,
+                        int64_t count) {
+  int64_t at = 0;
+  for (const TensorShard& shard : shards) {
+    EXPECT_EQ((shard.*part).begin, at);
+    EXPECT_GE((shard.*part).count, 1);
+    at = (shard.*part).end();
+  }
+  EXPECT_EQ(at, count);
+}
+
+void expect_valid_shards(const ModelShape& model, const std::vector<TensorShard>& shards) {
+  expect_exact_cover(shards, &TensorShard::q_heads, model.q_heads);
+  expect_exact_cover(shards, &TensorShard::ffn, model.ffn);
+  expect_exact_cover(shards, &TensorShard::vocab, model.vocab);
+  const int64_t group = model.q_heads / model.kv_heads;
+  int64_t owned = 0;
+  for (const TensorShard& shard : shards) {
+    const Part q = shard.q_heads, kv = shard.kv_heads;
+    EXPECT_GE(kv.count, 1);
+    EXPECT_EQ(q.count % kv.count, 0);
+    // Every query head finds its own KV head on the rank.
+    EXPECT_EQ(q.begin / group, kv.begin);
+    EXPECT_EQ((q.end() - 1) / group, kv.end() - 1);
+    EXPECT_EQ(shard.ffn.begin % model.ffn_multiple, 0);
+    EXPECT_EQ(shard.ffn.count % model.ffn_multiple, 0);
+    if (shard.kv_owner) {
+      EXPECT_EQ(kv.begin, owned);
+      owned = kv.end();
+    } else {
+      EXPECT_EQ(kv, (Part{owned - 1, 1}));
+    }
+  }
+  EXPECT_EQ(owned, model.kv_heads);
+}
+
+TEST(TensorShards, SmolLM2OverTwoRanks) {
+  const auto shards = shards_of(smollm2(), 2);
+  EXPECT_EQ(shards[0].kv_heads, (Part{0, 2}));
+  EXPECT_EQ(shards[1].kv_heads, (Part{2, 1}));
+  EXPECT_EQ(shards[0].q_heads, (Part{0, 6}));
+  EXPECT_EQ(shards[1].q_heads, (Part{6, 3}));
+  // Rank 0 has twice the heads, so less of the feed-forward: 64 * 16 vs 64 * 8 rows of attention
+  // against 3 * 32 per unit, which 24 -+ 2.7 units even out.
+  EXPECT_EQ(shards[0].ffn.count + shards[1].ffn.count, 1536);
+  const auto cost = [](const TensorShard& shard) {
+    return 128 * (shard.q_heads.count + shard.kv_heads.count) + 3 * shard.ffn.count;
+  };
+  EXPECT_LE(std::abs(cost(shards[0]) - cost(shards[1])), 3 * 32);
+}
+
+TEST(TensorShards, SmolLM2WithReplicatedKvHeads) {
+  const auto shards = shards_of(smollm2(), 4);
+  EXPECT_EQ(shards[0].q_heads, (Part{0, 2}));
+  EXPECT_EQ(shards[1].q_heads, (Part{2, 1}));
+  EXPECT_EQ(shards[2].q_heads, (Part{3, 3}));
+  EXPECT_TRUE(shards[0].kv_owner);
+  EXPECT_FALSE(shards[1].kv_owner);
+  EXPECT_EQ(shards[1].kv_heads, shards[0].kv_heads);
+}
+
+TEST(TensorShards, EveryDegreeOfKnownModels) {
+  for (int tensor = 1; tensor <= 9; ++tensor) {
+    expect_valid_shards(smollm2(), shards_of(smollm2(), tensor));
+  }
+  for (int tensor = 1; tensor <= 64; ++tensor) {
+    expect_valid_shards(llama70b(), shards_of(llama70b(), tensor));
+  }
+  const ModelShape llama8b{.layers = 32,
+                           .hidden = 4096,
+                           .q_heads = 32,
+                           .kv_heads = 8,
+                           .head_dim = 128,
+                           .ffn = 14336,
+                           .vocab = 128256,
+                           .ffn_multiple = 32};
+  for (const TensorShard& shard : shards_of(llama8b, 16)) EXPECT_EQ(shard.q_heads.count, 2);
+}
+
+TEST(TensorShards, TinyVocabularies) {
+  ModelShape model = smollm2();
+  for (const int64_t vocab : {9, 10, 63, 64, 65, 515, 1000}) {
+    model.vocab = vocab;
+    for (int tensor = 1; tensor <= 9; ++tensor) {
+      expect_valid_shards(model, shards_of(model, tensor));
+    }
+  }
+  model.vocab = 3;
+  EXPECT_NE(refusal([&] { shards_of(model, 4); }).find("3 vocabulary"), std::string::npos);
+}
+
+TEST(TensorShards, EvenModelsAreCutEvenly) {
+  for (const TensorShard& shard : shards_of(llama70b(), 8)) {
+    EXPECT_EQ(shard.q_heads.count, 8);
+    EXPECT_EQ(shard.kv_heads.count, 1);
+    EXPECT_EQ(shard.ffn.count, 28672 / 8);
+    EXPECT_NEAR(static_cast<double>(shard.vocab.count), 128256.0 / 8, 64);
+  }
+}
+
+TEST(TensorShards, RandomModels) {
+  std::mt19937 random(1);
+  const auto pick = [&](int low, int high) {
+    return std::uniform_int_distribution<int>(low, high)(random);
+  };
+  for (int round = 0; round < 3000; ++round) {
+    ModelShape model;
+    model.layers = pick(1, 40);
+    model.hidden = pick(1, 512) * 8;
+    model.kv_heads = pick(1, 12);
+    model.q_heads = model.kv_heads * pick(1, 8);
+    model.head_dim = pick(1, 16) * 16;
+    model.ffn_multiple = 1 << pick(0, 8);
+    model.ffn = pick(1, 300) * static_cast<int>(model.ffn_multiple);
+    model.vocab = pick(1, 3) == 1 ? pick(1, 600) : pick(1000, 200'000);
+    const int tensor = pick(1, model.q_heads);
+    if (model.ffn / model.ffn_multiple < tensor || model.vocab < tensor) {
+      refusal([&] { shards_of(model, tensor); });
+    } else {
+      expect_valid_shards(model, shards_of(model, tensor));
+    }
+    if (HasFailure()) FAIL() << "round " << round;
+  }
+}
+
+// The costliest rank could not be relieved by one unit of feed-forward.
+TEST(TensorShards, FeedForwardEvensOutHeads) {
+  const ModelShape model = smollm2();
+  for (int tensor = 2; tensor <= 9; ++tensor) {
+    const auto shards = shards_of(model, tensor);
+    int64_t most = 0, least = INT64_MAX;
+    for (const TensorShard& shard : shards) {
+      const int64_t cost = 128 * (shard.q_heads.count + shard.kv_heads.count) + 3 * shard.ffn.count;
+      most = std::max(most, cost);
+      least = std::min(least, cost);
+    }
+    EXPECT_LE(most - least, 3 * model.ffn_multiple) << tensor;
+  }
+}
+
+TEST(Layout, NumbersRanksStageByStage) {
+  const ParallelLayout layout = make_layout({{{2, 10}, {1, 8}, {3, 12}}}, smollm2(), 6);
+  EXPECT_EQ(layout.world(), 6);
+  EXPECT_EQ(layout.pipeline(), 3);
+  const int stages[] = {0, 0, 1, 2, 2, 2}, tensor_ranks[] = {0, 1, 0, 0, 1, 2};
+  for (int rank = 0; rank < 6; ++rank) {
+    EXPECT_EQ(layout.stage_of(rank), stages[rank]);
+    EXPECT_EQ(layout.tensor_rank_of(rank), tensor_ranks[rank]);
+  }
+  EXPECT_EQ(layout.stages[1].layers, (Part{10, 8}));
+  EXPECT_EQ(layout.stages[2].layers, (Part{18, 12}));
+  EXPECT_EQ(layout.describe(), "tensor=2+1+3 x pipeline=3 (layers 10+8+12)");
+  EXPECT_EQ(make_layout(even(2, 2), llama70b(), 4).describe(),
+            "tensor=2 x pipeline=2 (layers 41+39)");
+  refusal([&] { layout.stage_of(6); });
+  refusal([&] { layout.stage_of(-1); });
+}
+
+// SmolLM2's head weighs as much as eight layers.
+TEST(Layout, TheHeadCountsOnTheLastStage) {
+  const ParallelLayout layout = make_layout(even(2, 2), smollm2(), 4);
+  EXPECT_EQ(layout.stages[0].layers.count, 19);
+  EXPECT_EQ(layout.stages[1].layers.count, 11);
+}
+
+TEST(Layout, StagesWithMoreRanksTakeMoreLayers) {
+  ModelShape model = llama70b();
+  model.vocab = 64;
+  const ParallelLayout layout = make_layout({{{1, 0}, {3, 0}}}, model, 4);
+  EXPECT_EQ(layout.stages[0].layers.count, 20);
+  EXPECT_EQ(layout.stages[1].layers.count, 60);
+  const ParallelLayout fixed = make_layout({{{1, 0}, {1, 50}, {1, 0}}}, model, 3);
+  EXPECT_EQ(fixed.stages[0].layers.count, 15);
+  EXPECT_EQ(fixed.stages[2].layers.count, 15);
+}
+
+TEST(Layout, RandomSpecsCoverAllLayers) {
+  std::mt19937 random(2);
+  const auto pick = [&](int low, int high) {
+    return std::uniform_int_distribution<int>(low, high)(random);
+  };
+  for (int round = 0; round < 2000; ++round) {
+    ModelShape model = smollm2();
+    model.layers = pick(1, 60);
+    LayoutSpec spec;
+    int left = model.layers;
+    for (int stages = pick(1, std::min(model.layers, 8)); stages > 0; --stages) {
+      const bool open = stages == 1 || pick(0, 1) == 0;
+      spec.stages.push_back({pick(1, 9), open ? 0 : pick(1, left - (stages - 1))});
+      left -= open ? 1 : spec.stages.back().layers;
+    }
+    const ParallelLayout layout = make_layout(spec, model, spec.world());
+    int64_t layer = 0;
+    for (size_t i = 0; i < layout.stages.size(); ++i) {
+      EXPECT_EQ(layout.stages[i].layers.begin, layer);
+      EXPECT_GE(layout.stages[i].layers.count, 1);
+      if (spec.stages[i].layers > 0) {
+        EXPECT_EQ(layout.stages[i].layers.count, spec.stages[i].layers);
+      }
+      layer = layout.stages[i].layers.end();
+    }
+    ASSERT_EQ(layer, model.layers) << round;
+  }
+}
+
+TEST(Layout, RefusesWithOneClearMessage) {
+  const auto says = [](const LayoutSpec& spec, const ModelShape& model, int world,
+                       const std::string& text) {
+    const std::string message = refusal([&] { make_layout(spec, model, world); });
+    EXPECT_NE(message.find(text), std::string::npos) << message;
+  };
+  says(even(2, 2), smollm2(), 3, "takes 4 ranks, but 3 were started");
+  says(even(2, 2), smollm2(), 1, "but 1 was started");
+  says(even(10, 1), smollm2(), 10, "tensor=10 is more than the model's 9 query heads");
+  says(even(1, 31), smollm2(), 31, "pipeline=31 is more than the model's 30 layers");
+  says({{{1, 16}, {1, 15}}}, smollm2(), 2, "16+15 do not make up the model's 30 layers");
+  says({{{1, 16}, {1, 13}}}, smollm2(), 2, "16+13 do not make up");
+  says({{{1, 30}, {1, 0}}}, smollm2(), 2, "30+? do not make up");
+  says({}, smollm2(), 0, "no stages");
+  says({{{0, 0}}}, smollm2(), 0, "tensor is 0");
+  says({{{1, -1}}}, smollm2(), 1, "-1 layers");
+  ModelShape model = smollm2();
+  model.q_heads = 10;
+  says(even(1, 1), model, 1, "10 query heads are no multiple of 3 KV heads");
+  model = smollm2();
+  model.ffn = 1537;
+  says(even(1, 1), model, 1, "1537 is no multiple of 32");
+  model = smollm2();
+  model.ffn_multiple = 512;
+  says(even(4, 1), model, 4, "tensor=4 is more than the model's 3 feed-forward blocks");
+  model = smollm2();
+  model.kv_heads = 0;
+  says(even(1, 1), model, 1, "kv_heads is 0");
+  model.kv_heads = 3;
+  model.layers = -2;
+  says(even(1, 1), model, 1, "layers is -2");
+}
+
+TEST(ChooseLayout, PrefersTensorWithinANode) {
+  const auto chosen = [](const ModelShape& model, int world, int per_node) {
+    const LayoutSpec spec = choose_layout(model, world, per_node);
+    EXPECT_EQ(spec.world(), world);
+    make_layout(spec, model, world);  // and it fits
+    return std::pair(spec.stages[0].tensor, static_cast<int>(spec.stages.size()));
+  };
+  EXPECT_EQ(chosen(smollm2(), 1, 1), std::pair(1, 1));
+  EXPECT_EQ(chosen(smollm2(), 2, 2), std::pair(2, 1));
+  EXPECT_EQ(chosen(smollm2(), 3, 3), std::pair(3, 1));
+  EXPECT_EQ(chosen(smollm2(), 4, 4), std::pair(2, 2));
+  EXPECT_EQ(chosen(smollm2(), 6, 6), std::pair(3, 2));
+  EXPECT_EQ(chosen(smollm2(), 7, 7), std::pair(1, 7));
+  EXPECT_EQ(chosen(llama70b(), 8, 8), std::pair(8, 1));
+  EXPECT_EQ(chosen(llama70b(), 16, 8), std::pair(8, 2));
+  EXPECT_EQ(chosen(llama70b(), 16, 4), std::pair(4, 4));
+  EXPECT_EQ(chosen(llama70b(), 2, 1), std::pair(1, 2));
+}
+
+TEST(ChooseLayout, AlwaysFitsOrRefuses) {
+  std::mt19937 random(3);
+  for (int round = 0; round < 3000; ++round) {
+    const auto pick = [&](int low, int high) {
+      return std::uniform_int_distribution<int>(low, high)(random);
+    };
+    ModelShape model = smollm2();
+    model.layers = pick(1, 12);
+    model.kv_heads = pick(1, 6);
+    model.q_heads = model.kv_heads * pick(1, 5);
+    const int world = pick(1, 80), per_node = pick(1, 16);
+    if (world > model.layers * std::min(model.q_heads, 48)) {
+      refusal([&] { choose_layout(model, world, per_node); });
+    } else {
+      const LayoutSpec spec = choose_layout(model, world, per_node);
+      ASSERT_EQ(spec.world(), world);
+      ASSERT_NO_THROW(make_layout(spec, model, world)) << "round " << round;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trireme
