@@ -14,10 +14,14 @@
 namespace trireme {
 
 struct WorkerConfig {
-  int32_t slots = 256;        // as SchedulerConfig::max_running
-  int32_t max_tokens = 512;   // as SchedulerConfig::token_budget
+  int32_t slots = 256;       // slot ids are below this: slot_count() of the scheduler
+  int32_t max_tokens = 512;  // as SchedulerConfig::token_budget
   int32_t block_size = 16;
 };
+
+// Logits are computed for so many tokens at a time: a prompt's log-probabilities need scratch for
+// this many rows of the vocabulary and no more.
+inline constexpr int32_t kMaxLogitRows = 64;
 
 class Worker {
  public:
@@ -27,16 +31,21 @@ class Worker {
   ~Worker();
 
   // This rank's share of one step: receives the previous stage's activations, computes, passes on.
-  // True on the ranks of the last stage, where `result` is then filled.
+  // True on the ranks of the last stage, where `result` is then filled. A plan that does not fit
+  // the slots and sizes of this worker throws kInternal before anything is computed.
   bool execute(const StepPlan& plan, StepResult& result);
 
   // Ranks other than 0: sleeps at the doorbell, receives plans, executes them, returns results
-  // (tensor rank 0 of the last stage does), until rank 0 ends the world.
+  // (tensor rank 0 of the last stage does), until rank 0 ends the world. An error is logged with
+  // rank, host and step; every communicator is aborted, and it is thrown.
   void run();
 
  private:
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// Logs `what` as "rank R HOST tpT ppS step N: what" and aborts every communicator of the world.
+void abort_world(World& world, uint64_t step, const char* what);
 
 }  // namespace trireme

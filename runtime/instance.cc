@@ -1,0 +1,275 @@
+#include "runtime/instance.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "runtime/instance_memory.h"
+#include "runtime/instance_phase.h"
+#include "runtime/instance_tokenizer.h"
+#include "runtime/memory.h"
+#include "runtime/profiles.h"
+
+namespace trireme {
+namespace {
+
+// Without max_context a model is served if so many tokens fit; it is then limited to what does.
+constexpr int32_t kLeastContext = 256;
+// What a rank takes besides: message buffers, the backend's scratch, the process itself.
+constexpr int64_t kProcessBytes = 32 << 20;
+constexpr int64_t kMostBlocks = int64_t{1} << 30;
+
+int32_t default_threads(int local_size) {
+  const CoreLimits limits = core_limits();
+  return std::max(1, limits.bound ? limits.cores : limits.cores / std::max(1, local_size));
+}
+
+SchedulerConfig scheduler_config_of(const InstanceOptions& options, int pipeline) {
+  SchedulerConfig config = profile(options.profile);
+  const auto override_with = [](int32_t& limit, int32_t value) {
+    if (value > 0) limit = value;
+  };
+  override_with(config.token_budget, options.token_budget);
+  override_with(config.max_chunk, options.max_chunk);
+  override_with(config.max_rows, options.max_rows);
+  override_with(config.max_running, options.max_running);
+  override_with(config.max_queue, options.max_queue);
+  config.max_chunk = std::min(config.max_chunk, config.token_budget);
+  config.steps_in_flight = options.steps_in_flight > 0 ? options.steps_in_flight : pipeline;
+  return config;
+}
+
+// Before memory is known: an explicit figure, or what the model was made for.
+int32_t context_wish(const InstanceOptions& options, const ModelConfig& config) {
+  if (options.max_context > config.max_context) {
+    fail(ErrorCode::kInvalidArgument, "max_context: {} is more than the model's {}",
+         options.max_context, config.max_context);
+  }
+  return options.max_context > 0 ? options.max_context : config.max_context;
+}
+
+DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source) {
+  if (options.kv_dtype == "f32") return DType::kF32;
+  if (options.kv_dtype == "f16") return DType::kF16;
+  if (options.kv_dtype == "bf16") return DType::kBF16;
+  if (options.kv_dtype != "auto") {
+    fail(ErrorCode::kInvalidArgument, "kv_dtype: '{}' is not auto, f32, f16 or bf16",
+         options.kv_dtype);
+  }
+  const auto weight = source.find("layers.0.q.weight");
+  return weight && weight->format == QuantFormat::kF32 ? DType::kF32 : DType::kF16;
+}
+
+// Tokens of one sequence that a group keeps at most.
+int32_t kept_tokens(int window, int32_t context, const SchedulerConfig& config) {
+  return window == 0 ? context : std::min(context, window + config.max_chunk);
+}
+
+}  // namespace
+
+struct Instance::State {
+  State(std::unique_ptr<Communicator> world_control, int local, int max_local,
+        const InstanceOptions& instance_options)
+      : control(std::move(world_control)),
+        local_size(local),
+        max_local_size(max_local),
+        options(instance_options) {}
+
+  void open();
+  void plan_memory();
+  void load();
+  void report() const;
+  MemoryNeeds memory_needs() const;
+  DecoderWeights load_with_progress();
+
+  std::unique_ptr<Communicator> control;  // until `world` takes it
+  int local_size;
+  int max_local_size;
+  InstanceOptions options;
+  std::unique_ptr<WeightSource> source;
+  std::unique_ptr<Tokenizer> tokenizer;
+  ParallelLayout layout;
+  World world;
+  std::unique_ptr<ThreadPool> pool;
+  std::unique_ptr<Backend> backend;
+  SchedulerConfig scheduler;
+  KvGroups groups;
+  KvPoolConfig kv_pool;
+  DType kv_dtype = DType::kF32;
+  int64_t weight_size = 0;
+  int64_t kv_size = 0;
+  std::unique_ptr<Worker> worker;
+  std::unique_ptr<Engine> engine;
+};
+
+// Everything that can be wrong without touching a weight.
+void Instance::State::open() {
+  const int rank = control->rank();
+  together(*control, [&] {
+    source = open_model(options.model);
+    const ModelShape shape = model_shape(*source);
+    const LayoutSpec spec = options.layout.empty()
+                                ? choose_layout(shape, control->size(), max_local_size)
+                                : parse_layout(options.layout);
+    layout = make_layout(spec, shape, control->size());
+    scheduler = scheduler_config_of(options, layout.pipeline());
+    scheduler.max_context = context_wish(options, source->config());
+    validate(scheduler);
+    if (options.block_size < 1 || options.block_size > 1024) {
+      fail(ErrorCode::kInvalidArgument, "block_size: {} is not in [1, 1024]", options.block_size);
+    }
+    if (options.threads < 0 || options.threads > 1024) {
+      fail(ErrorCode::kInvalidArgument, "threads: {} is not in [0, 1024]", options.threads);
+    }
+    kv_dtype = kv_dtype_of(options, *source);
+    if (rank == 0) tokenizer = open_tokenizer(options.model, source->config().vocab);
+    const int threads = options.threads > 0 ? options.threads : default_threads(local_size);
+    pool = std::make_unique<ThreadPool>(threads);
+    backend = make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
+    if (!backend->supports_kv(kv_dtype, source->config().head_dim)) {
+      fail(ErrorCode::kUnimplemented, "kv_dtype: {} with head_dim {} is not supported by {}",
+           to_string(kv_dtype), source->config().head_dim, backend->description());
+    }
+  });
+  world = make_world(std::move(control), layout);
+  if (rank == 0) {
+    const ModelConfig& config = source->config();
+    log::info("model {} ({}): {} layers, hidden {}, {} heads, {} KV heads, vocabulary {}",
+              config.name.empty() ? options.model : config.name, config.architecture,
+              config.layers.size(), config.hidden, config.q_heads, config.kv_heads, config.vocab);
+    log::info("layout {}{}", world.layout.describe(), options.layout.empty() ? " (chosen)" : "");
+    if (!tokenizer) log::warn("{}: no tokenizer, token ids only", options.model);
+  }
+}
+
+MemoryNeeds Instance::State::memory_needs() const {
+  const ModelConfig& config = source->config();
+  MemoryNeeds needs;
+  needs.weights = trireme::weight_bytes(*source, world.layout, world.rank);
+  needs.scratch = kProcessBytes +
+                  Decoder::scratch_bytes(config, world.layout, world.rank, scheduler.token_budget,
+                                         std::min(scheduler.token_budget, kMaxLogitRows));
+  needs.kv_memory = options.kv_memory;
+  const int32_t least =
+      options.max_context > 0 ? options.max_context : std::min(kLeastContext, config.max_context);
+  const auto blocks_for = [&](int64_t tokens) {
+    return (tokens + options.block_size - 1) / options.block_size;
+  };
+  for (size_t g = 0; g < groups.windows.size(); ++g) {
+    const int window = groups.windows[g];
+    needs.block_bytes.push_back(KvCache::block_bytes(
+        config, groups, static_cast<int>(g), world.layout.stage(world.rank).layers,
+        static_cast<int>(world.shard().kv_heads.count), kv_dtype, options.block_size));
+    const int64_t each = blocks_for(kept_tokens(window, scheduler.max_context, scheduler)) + 1;
+    needs.wanted_blocks.push_back(
+        static_cast<int32_t>(std::min(kMostBlocks, each * slot_count(scheduler))));
+    needs.least_blocks.push_back(
+        static_cast<int32_t>(blocks_for(kept_tokens(window, least, scheduler)) + 1));
+  }
+  return needs;
+}
+
+void Instance::State::plan_memory() {
+  MemoryNeeds needs;
+  together(*world.control, [&] {
+    groups = kv_groups(source->config());
+    needs = memory_needs();
+  });
+  kv_pool.block_size = options.block_size;
+  kv_pool.prefix_cache = options.prefix_cache;
+  kv_pool.groups.clear();
+  for (const int window : groups.windows) kv_pool.groups.push_back(KvSpec{window});
+  kv_pool.blocks = agree_on_kv_blocks(*world.control, needs);
+  for (size_t g = 0; g < groups.windows.size(); ++g) {
+    if (groups.windows[g] != 0) continue;
+    const int64_t tokens = int64_t{kv_pool.blocks[g]} * options.block_size;
+    scheduler.max_context = static_cast<int32_t>(std::min<int64_t>(scheduler.max_context, tokens));
+  }
+  weight_size = needs.weights;
+}
+
+DecoderWeights Instance::State::load_with_progress() {
+  using Clock = std::chrono::steady_clock;
+  auto next = Clock::now() + std::chrono::seconds(1);
+  const bool tells = world.rank == 0;
+  return load_weights(*source, world.layout, world.rank, *backend,
+                      [&](int64_t done, int64_t total) {
+                        if (!tells || Clock::now() < next) return;
+                        next = Clock::now() + std::chrono::seconds(1);
+                        log::info("loading weights: {}%", done * 100 / std::max<int64_t>(1, total));
+                      });
+}
+
+void Instance::State::load() {
+  const ModelConfig& config = source->config();
+  DecoderWeights weights;
+  std::unique_ptr<KvCache> cache;
+  together(*world.control, [&] {
+    weights = load_with_progress();
+    cache = std::make_unique<KvCache>(config, groups, world.layout.stage(world.rank).layers,
+                                      static_cast<int>(world.shard().kv_heads.count), kv_dtype,
+                                      options.block_size, kv_pool.blocks);
+  });
+  weight_size = weights.bytes();
+  kv_size = cache->bytes();
+  WorkerConfig worker_config;
+  worker_config.slots = slot_count(scheduler);
+  worker_config.max_tokens = scheduler.token_budget;
+  worker_config.block_size = options.block_size;
+  worker = std::make_unique<Worker>(config, world, *backend, std::move(weights), std::move(*cache),
+                                    worker_config);
+  together(*world.control, [&] {
+    if (world.rank == 0) engine = std::make_unique<Engine>(world, *worker, scheduler, kv_pool);
+  });
+}
+
+void Instance::State::report() const {
+  if (world.rank != 0) return;
+  int64_t tokens = INT64_MAX;
+  for (size_t g = 0; g < kv_pool.blocks.size(); ++g) {
+    if (groups.windows[g] == 0) {
+      tokens = std::min(tokens, int64_t{kv_pool.blocks[g]} * kv_pool.block_size);
+    }
+  }
+  log::info("backend {}; weights {} and KV cache {} ({}) on rank 0", backend->description(),
+            format_bytes(weight_size), format_bytes(kv_size), to_string(kv_dtype));
+  if (tokens != INT64_MAX) log::info("KV capacity {} tokens", tokens);
+  log::info("profile {}: budget {} tokens a step, {} sequences, context {}, {} steps in flight",
+            options.profile, scheduler.token_budget, slot_count(scheduler), scheduler.max_context,
+            scheduler.steps_in_flight);
+}
+
+Instance::Instance(const MpiEnvironment& environment, const InstanceOptions& options)
+    : Instance(environment.make_control(), environment.local_size(), environment.max_local_size(),
+               options) {}
+
+Instance::Instance(std::unique_ptr<Communicator> control, int local_size, int max_local_size,
+                   const InstanceOptions& options)
+    : state_(std::make_unique<State>(std::move(control), local_size, max_local_size, options)) {
+  state_->open();
+  state_->plan_memory();
+  state_->load();
+  state_->report();
+}
+
+Instance::~Instance() = default;
+
+World& Instance::world() { return state_->world; }
+const WeightSource& Instance::source() const { return *state_->source; }
+const ModelConfig& Instance::config() const { return state_->source->config(); }
+const Tokenizer* Instance::tokenizer() const { return state_->tokenizer.get(); }
+const SchedulerConfig& Instance::scheduler_config() const { return state_->scheduler; }
+const KvPoolConfig& Instance::pool_config() const { return state_->kv_pool; }
+Backend& Instance::backend() { return *state_->backend; }
+ThreadPool& Instance::pool() { return *state_->pool; }
+Worker& Instance::worker() { return *state_->worker; }
+Engine& Instance::engine() {
+  if (!state_->engine) fail(ErrorCode::kInternal, "the engine is on rank 0 only");
+  return *state_->engine;
+}
+int64_t Instance::weight_bytes() const { return state_->weight_size; }
+int64_t Instance::kv_bytes() const { return state_->kv_size; }
+
+}  // namespace trireme

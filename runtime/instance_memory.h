@@ -1,0 +1,26 @@
+// The memory account of a start: what every rank needs, what every host has, and how many KV blocks
+// all ranks can agree on. Made before anything is loaded.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "parallel/communicator.h"
+
+namespace trireme {
+
+// What one rank needs. Block counts are the same on all ranks; block sizes are not.
+struct MemoryNeeds {
+  int64_t weights = 0;
+  int64_t scratch = 0;
+  std::vector<int64_t> block_bytes;    // per KV group
+  std::vector<int32_t> wanted_blocks;  // per KV group: no more are ever used
+  std::vector<int32_t> least_blocks;   // per KV group: with fewer the model cannot be served
+  int64_t kv_memory = 0;               // bytes per rank; 0: a share of what the host has left
+};
+
+// Collective; every rank gets the same answer: blocks per KV group. Throws kResourceExhausted on
+// every rank if a host or a process has too little, saying what is needed, there and missing.
+std::vector<int32_t> agree_on_kv_blocks(Communicator& control, const MemoryNeeds& needs);
+
+}  // namespace trireme

@@ -1,0 +1,259 @@
+#include "runtime/worker.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "runtime/sampler.h"
+#include "runtime/worker_messages.h"
+#include "runtime/worker_slots.h"
+
+namespace trireme {
+namespace {
+
+std::string host_name() {
+  char name[256] = "?";
+  gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+// A logits row that somebody wants, and the result that it belongs to.
+struct Wanted {
+  int32_t token_index = 0;  // in the step's tokens
+  size_t result = 0;
+  SampleRow row;
+};
+
+}  // namespace
+
+struct Worker::State {
+  State(const ModelConfig& model, World& world, Backend& backend, DecoderWeights weights,
+        KvCache kv, const WorkerConfig& config);
+
+  void check(const StepPlan& plan) const;
+  void build_batch(const StepPlan& plan);
+  void compute(const StepPlan& plan);
+  void want_logits(const StepPlan& plan, StepResult& result);
+  void want_prompt(const StepPlan& plan, const PlanRow& row, size_t result);
+  void want_sample(const PlanRow& row, size_t result);
+  void sample(StepResult& result);
+  void deliver(const Wanted& wanted, Sampled& sampled, StepResult& result) const;
+
+  const ModelConfig& model;
+  World& world;
+  WorkerConfig config;
+  KvGroups groups;
+  KvCache cache;
+  WorkerSlots slots;
+  Decoder decoder;
+  StageEdge edge;
+  std::unique_ptr<Sampler> sampler;  // last stage
+  uint64_t step = 0;                 // for messages
+
+  // Reused by every step.
+  DecoderBatch batch;
+  std::vector<AttentionRow> rows;
+  std::vector<Wanted> wanted;
+  std::vector<int32_t> logit_tokens;
+  std::vector<SampleRow> sample_rows;
+  std::vector<Sampled> sampled;
+};
+
+Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& backend,
+                     DecoderWeights weights, KvCache kv, const WorkerConfig& worker_config)
+    : model(model_config),
+      world(of_world),
+      config(worker_config),
+      groups(kv_groups(model)),
+      cache(std::move(kv)),
+      slots(config.slots, groups.windows.size(), config.block_size,
+            world.last_stage() ? world.shard().vocab : Part{}),
+      decoder(model, world.layout, world.rank, std::move(weights), backend, *world.tp,
+              config.max_tokens, std::min(config.max_tokens, kMaxLogitRows)),
+      edge(*world.data, world.layout) {
+  if (world.last_stage()) {
+    sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab);
+  }
+  batch.tables.resize(groups.windows.size());
+}
+
+void Worker::State::check(const StepPlan& plan) const {
+  if (static_cast<int64_t>(plan.tokens.size()) > config.max_tokens) {
+    fail(ErrorCode::kInternal, "plan of step {}: {} tokens, at most {} fit", plan.step,
+         plan.tokens.size(), config.max_tokens);
+  }
+  for (const int32_t token : plan.tokens) {
+    if (token < 0 || token >= model.vocab) {
+      fail(ErrorCode::kInternal, "plan of step {}: token {} is not below {}", plan.step, token,
+           model.vocab);
+    }
+  }
+}
+
+void Worker::State::build_batch(const StepPlan& plan) {
+  rows.clear();
+  for (auto& tables : batch.tables) tables.clear();
+  for (const PlanRow& row : plan.rows) {
+    const WorkerSlot& slot = slots[row.slot];
+    rows.push_back({row.token_begin, row.count, row.position, slot.tables[0].data()});
+    for (size_t g = 0; g < batch.tables.size(); ++g) {
+      batch.tables[g].push_back(slot.tables[g].data());
+    }
+  }
+  batch.tokens = plan.tokens;
+  batch.rows = rows;
+}
+
+void Worker::State::compute(const StepPlan& plan) {
+  const auto tokens = static_cast<int64_t>(plan.tokens.size());
+  if (edge.has_previous()) {
+    edge.recv(decoder.hidden(tokens));
+  } else {
+    decoder.embed(batch);
+  }
+  decoder.forward(batch, groups, cache);
+  if (edge.has_next()) edge.send(decoder.hidden(tokens));
+}
+
+void Worker::State::want_prompt(const StepPlan& plan, const PlanRow& row, size_t result) {
+  const WorkerSlot& slot = slots[row.slot];
+  for (int32_t i = 0; i < row.count; ++i) {
+    const int32_t at = row.token_begin + i;
+    const int32_t target =
+        i + 1 < row.count ? plan.tokens[static_cast<size_t>(at) + 1] : row.next_token;
+    if (target < 0 || row.position + i + 1 >= slot.prompt_tokens) continue;
+    SampleRow score;
+    score.target = target;
+    score.top = std::max(0, slot.sampling.prompt_logprobs);
+    wanted.push_back({at, result, score});
+  }
+}
+
+void Worker::State::want_sample(const PlanRow& row, size_t result) {
+  const WorkerSlot& slot = slots[row.slot];
+  SampleRow sample;
+  sample.params = &slot.sampling;
+  sample.counts = &slot.counts;
+  sample.output_index = slot.output_index;
+  sample.position = row.position + row.count - slot.prompt_tokens;
+  wanted.push_back({row.token_begin + row.count - 1, result, sample});
+}
+
+void Worker::State::want_logits(const StepPlan& plan, StepResult& result) {
+  wanted.clear();
+  size_t used = 0;
+  for (const PlanRow& row : plan.rows) {
+    if (!row.sample && !row.prompt_logprobs) continue;
+    if (result.rows.size() == used) result.rows.emplace_back();
+    RowResult& out = result.rows[used];
+    out.slot = row.slot;
+    out.token = -1;
+    out.logprob = 0.0f;
+    out.top.clear();
+    out.prompt.clear();
+    out.prompt_top.clear();
+    if (row.prompt_logprobs) want_prompt(plan, row, used);
+    if (row.sample) want_sample(row, used);
+    ++used;
+  }
+  result.rows.resize(used);
+}
+
+void Worker::State::deliver(const Wanted& from, Sampled& drawn, StepResult& result) const {
+  RowResult& out = result.rows[from.result];
+  if (from.row.params == nullptr) {
+    out.prompt.push_back({from.row.target, drawn.logprob});
+    out.prompt_top.push_back(std::move(drawn.top));
+    return;
+  }
+  out.token = drawn.token >= 0 ? drawn.token : kNothingLeft;
+  out.logprob = drawn.logprob;
+  out.top = std::move(drawn.top);
+}
+
+void Worker::State::sample(StepResult& result) {
+  for (size_t begin = 0; begin < wanted.size(); begin += kMaxLogitRows) {
+    const auto part =
+        std::span(wanted).subspan(begin, std::min<size_t>(kMaxLogitRows, wanted.size() - begin));
+    logit_tokens.clear();
+    sample_rows.clear();
+    for (const Wanted& one : part) {
+      logit_tokens.push_back(one.token_index);
+      sample_rows.push_back(one.row);
+    }
+    batch.logit_tokens = logit_tokens;
+    sampler->sample(decoder.logits(batch), sample_rows, sampled);
+    for (size_t i = 0; i < part.size(); ++i) deliver(part[i], sampled[i], result);
+  }
+}
+
+Worker::Worker(const ModelConfig& model, World& world, Backend& backend, DecoderWeights weights,
+               KvCache cache, const WorkerConfig& config)
+    : state_(std::make_unique<State>(model, world, backend, std::move(weights), std::move(cache),
+                                     config)) {}
+
+Worker::~Worker() = default;
+
+bool Worker::execute(const StepPlan& plan, StepResult& result) {
+  State& state = *state_;
+  state.step = plan.step;
+  state.check(plan);
+  state.slots.apply(plan);
+  state.build_batch(plan);
+  if (!plan.rows.empty()) state.compute(plan);
+  if (!state.world.last_stage()) return false;
+  result.step = plan.step;
+  state.want_logits(plan, result);
+  state.sample(result);
+  return true;
+}
+
+void Worker::run() {
+  State& state = *state_;
+  World& world = state.world;
+  const bool reports = world.last_stage() && world.tensor_rank() == 0;
+  StepPlan plan;
+  StepResult result;
+  std::vector<std::byte> message;
+  try {
+    world.doorbell->sleep();
+    while (true) {
+      receive(*world.control, 0, kOrderTag, true, message);
+      if (message.empty()) fail(ErrorCode::kInternal, "worker: empty message from rank 0");
+      const auto order = static_cast<Order>(message.back());
+      message.pop_back();
+      if (order == Order::kEnd) return;
+      if (order == Order::kSleep) {
+        world.doorbell->sleep();
+        continue;
+      }
+      decode(std::span<const std::byte>(message), plan);
+      execute(plan, result);
+      if (!reports) continue;
+      encode(result, message);
+      world.control->send(message, 0, kResultTag);
+    }
+  } catch (const std::exception& error) {
+    abort_world(world, state.step, error.what());
+    throw;
+  }
+}
+
+void abort_world(World& world, uint64_t step, const char* what) {
+  const std::string line = fmt::format("rank {} {} tp{} pp{} step {}: {}", world.rank, host_name(),
+                                       world.tensor_rank(), world.stage(), step, what);
+  log::error("{}", line);
+  for (Communicator* group : {world.tp.get(), world.data.get(), world.control.get()}) {
+    try {
+      group->abort(line);
+    } catch (const std::exception&) {  // already down
+    }
+  }
+}
+
+}  // namespace trireme

@@ -1,0 +1,42 @@
+// What passes between rank 0 and the other ranks on `control`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "parallel/communicator.h"
+
+namespace trireme {
+
+// The last byte of every message from rank 0.
+enum class Order : uint8_t {
+  kPlan = 1,  // preceded by an encoded StepPlan
+  kSleep,     // wait at the doorbell for the next message
+  kEnd,
+};
+
+inline constexpr int kOrderTag = 1;
+inline constexpr int kResultTag = 2;
+
+// RowResult::token of a row for which nothing was left to sample: every token banned, or no logit
+// above -inf. (-1 means that the row did not sample.)
+inline constexpr int32_t kNothingLeft = -2;
+
+// Rank 0: `message` (may be empty) with its order to every other rank.
+inline void send_order(Communicator& control, std::vector<std::byte>& message, Order order) {
+  message.push_back(static_cast<std::byte>(order));
+  for (int rank = 1; rank < control.size(); ++rank) control.send(message, rank, kOrderTag);
+}
+
+// Waits for a message of any size; false if there is none and `wait` is false.
+inline bool receive(Communicator& control, int from, int tag, bool wait,
+                    std::vector<std::byte>& message) {
+  const int64_t bytes = control.probe(from, tag, wait);
+  if (bytes < 0) return false;
+  message.resize(static_cast<size_t>(bytes));
+  control.recv(message, from, tag);
+  return true;
+}
+
+}  // namespace trireme

@@ -1,0 +1,46 @@
+// A rank's mirror of the running sequences, kept by the deltas that plans carry.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "parallel/layout.h"
+#include "runtime/sampler_row.h"
+#include "runtime/step_plan.h"
+
+namespace trireme {
+
+struct WorkerSlot {
+  bool taken = false;
+  uint32_t output_index = 0;
+  int32_t prompt_tokens = 0;
+  SamplingParams sampling;
+  std::vector<std::vector<int32_t>> tables;  // per KV group
+  TokenCounts counts;   // of this rank's vocabulary; only if sampling.needs_counts()
+  int32_t counted = 0;  // positions that are in `counts`
+};
+
+class WorkerSlots {
+ public:
+  // `vocab`: the tokens to count; none on ranks that do not sample.
+  WorkerSlots(int32_t slots, size_t groups, int32_t block_size, Part vocab);
+
+  // Takes a plan's admissions, new blocks and tokens. Throws kInternal if the plan does not fit.
+  void apply(const StepPlan& plan);
+  const WorkerSlot& operator[](SlotId slot) const { return slots_[static_cast<size_t>(slot)]; }
+
+ private:
+  void check(const StepPlan& plan) const;
+  void admit(const SlotInit& init);
+  void extend(const StepPlan& plan, const PlanRow& row);
+  void count(WorkerSlot& slot, int32_t position, int32_t token);
+
+  std::vector<WorkerSlot> slots_;
+  size_t groups_;
+  int32_t block_size_;
+  Part vocab_;
+  uint64_t epoch_ = 0;
+};
+
+}  // namespace trireme
