@@ -106,6 +106,8 @@ class Rewriter {
       case 'W': members(members_of("word"), true); return;
       case 'p': property(false); return;
       case 'P': property(true); return;
+      case 'b': in_set_ ? members("\\x08", false) : boundary(false); return;
+      case 'B': boundary(true); return;
       case 'u': code_point(); return;
       default: break;
     }
@@ -121,6 +123,16 @@ class Rewriter {
     } else {
       out_ += (negated ? "[^" : "[") + members + "]";
     }
+  }
+
+  // "\b" or "\B".
+  void boundary(bool negated) {
+    const std::string word = fmt::format("[{}]", members_of("word"));
+    const auto between = [&](const char* before, const char* after) {
+      return fmt::format("(?<{}{})(?{}{})", before, word, after, word);
+    };
+    out_ += negated ? fmt::format("(?:{}|{})", between("=", "="), between("!", "!"))
+                    : fmt::format("(?:{}|{})", between("=", "!"), between("!", "="));
   }
 
   // After "\p" or "\P": "{Name}", "{^Name}" or one letter.

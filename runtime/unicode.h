@@ -30,7 +30,8 @@ void append_utf8(std::string& out, char32_t code_point);
 // the end cuts off is left alone. Returns the bytes consumed.
 size_t append_lossy_utf8(std::string& out, std::string_view bytes, bool last);
 
-// Normalization form C of valid UTF-8. Takes O(n log n) whatever the text.
+// Normalization form C of valid UTF-8, with the data of Unicode 9 as in Hugging Face's tokenizers.
+// Takes O(n log n) whatever the text.
 std::string nfc(std::string_view text);
 
 // Code points assigned after Unicode 14 and up to Unicode 16, with their general category: what

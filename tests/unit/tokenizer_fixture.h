@@ -1,0 +1,89 @@
+// Reads the fixtures that tests/fixtures/make_tokenizer.py wrote.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+#include <zlib.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <span>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "runtime/tokenizer.h"
+
+namespace trireme::test {
+
+inline std::string read_gz(const std::string& name) {
+  const std::string path = std::string(TRIREME_FIXTURES) + "/tokenizer/" + name + ".gz";
+  gzFile file = gzopen(path.c_str(), "rb");
+  if (file == nullptr) throw std::runtime_error("cannot open " + path);
+  std::string text;
+  char buffer[1 << 16];
+  int count = 0;
+  while ((count = gzread(file, buffer, sizeof buffer)) > 0) text.append(buffer, count);
+  gzclose(file);
+  if (count < 0) throw std::runtime_error("cannot read " + path);
+  return text;
+}
+
+// A file that lives as long as this object, alone in its folder.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::string& text, const std::string& name = "tokenizer.json") {
+    static int count = 0;
+    folder_ = std::filesystem::temp_directory_path() /
+              ("trireme_tokenizer_" + std::to_string(getpid()) + "_" + std::to_string(count++));
+    std::filesystem::create_directory(folder_);
+    path_ = folder_ / name;
+    std::ofstream(path_, std::ios::binary) << text;
+  }
+  ~TemporaryFile() { std::filesystem::remove_all(folder_); }
+  TemporaryFile(const TemporaryFile&) = delete;
+  std::string path() const { return path_; }
+  std::filesystem::path folder() const { return folder_; }
+
+ private:
+  std::filesystem::path folder_, path_;
+};
+
+inline TokenizerSpec spec_of_json(const std::string& json) {
+  const TemporaryFile file(json);
+  return read_tokenizer_json(file.path());
+}
+
+inline Tokenizer fixture_tokenizer(const std::string& name) {
+  return Tokenizer(spec_of_json(read_gz(name + ".json")));
+}
+
+inline std::vector<std::string> corpus() {
+  const std::string raw = read_gz("corpus");
+  std::vector<std::string> records;
+  for (size_t at = 0; at < raw.size();) {
+    const size_t line = raw.find('\n', at);
+    const size_t length = std::stoul(raw.substr(at, line - at));
+    records.push_back(raw.substr(line + 1, length));
+    at = line + length + 2;
+  }
+  return records;
+}
+
+inline std::vector<std::string> lines(const std::string& text) {
+  std::vector<std::string> out;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) out.push_back(line);
+  return out;
+}
+
+inline uint32_t crc(std::span<const int32_t> ids) {
+  return crc32(0, reinterpret_cast<const Bytef*>(ids.data()), ids.size_bytes());
+}
+
+inline uint32_t crc(const std::string& text) {
+  return crc32(0, reinterpret_cast<const Bytef*>(text.data()), text.size());
+}
+
+}  // namespace trireme::test

@@ -1,0 +1,53 @@
+// Every code point of Unicode, each in a short context, against Hugging Face's tokenizers.
+#include <gtest/gtest.h>
+
+#include "runtime/unicode.h"
+#include "tests/unit/tokenizer_fixture.h"
+
+namespace trireme::test {
+namespace {
+
+constexpr char32_t kBlock = 1024;
+
+class EveryCodePoint : public testing::TestWithParam<const char*> {};
+
+TEST_P(EveryCodePoint, IdsInContext) {
+  const Tokenizer tokenizer = fixture_tokenizer(GetParam());
+  for (const std::string& line : lines(read_gz(std::string(GetParam()) + ".points"))) {
+    std::istringstream in(line);
+    uint32_t begin = 0, expected_crc = 0;
+    size_t count = 0;
+    in >> begin >> count >> expected_crc;
+    std::vector<int32_t> all;
+    for (char32_t point = begin; point < begin + kBlock; ++point) {
+      std::string c;
+      append_utf8(c, point);
+      const auto ids = tokenizer.encode("a" + c + "b " + c + " 1" + c, false);
+      all.insert(all.end(), ids.begin(), ids.end());
+    }
+    EXPECT_TRUE(all.size() == count && crc(all) == expected_crc)
+        << "block " << std::hex << begin << ": " << std::dec << all.size() << " of " << count;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Files, EveryCodePoint,
+                         testing::Values("smollm2", "llama3", "qwen2", "gpt2"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(Nfc, EveryCodePoint) {
+  for (const std::string& line : lines(read_gz("nfc.points"))) {
+    std::istringstream in(line);
+    uint32_t begin = 0, expected = 0;
+    in >> begin >> expected;
+    std::string text;
+    for (char32_t point = begin; point < begin + kBlock; ++point) {
+      std::string c;
+      append_utf8(c, point);
+      text += nfc("a" + c + "\u0323\u0301" + c + " e\u0301" + c + "\u0316\u1161\u11a8");
+    }
+    EXPECT_EQ(crc(text), expected) << "block " << std::hex << begin;
+  }
+}
+
+}  // namespace
+}  // namespace trireme::test
