@@ -1,0 +1,255 @@
+#include "kernels/cpu/isa.h"
+#include "kernels/limits.h"
+#include "tests/kernels/testing.h"
+
+namespace trireme::testing {
+namespace {
+
+class ElementwiseTest : public IsaTest {
+ protected:
+  double tolerance() const { return is_reference() ? 2e-7 : 1e-6; }
+  static std::vector<double> normed(const std::vector<float>& x, const std::vector<float>& weight,
+                                    double eps) {
+    const size_t cols = weight.size();
+    std::vector<double> out(x.size());
+    for (size_t r = 0; r < x.size(); r += cols) {
+      double squares = 0;
+      for (size_t i = 0; i < cols; ++i) squares += static_cast<double>(x[r + i]) * x[r + i];
+      const double root = std::sqrt(squares / static_cast<double>(cols) + eps);
+      for (size_t i = 0; i < cols; ++i) {
+        out[r + i] = static_cast<double>(x[r + i]) / root * static_cast<double>(weight[i]);
+      }
+    }
+    return out;
+  }
+};
+
+TEST_P(ElementwiseTest, RmsNorm) {
+  Backend& b = backend(2);
+  for (int round = 0; round < 20; ++round) {
+    const int rows = random_.integer(1, 67);
+    const int cols = round == 0 ? 4096 : random_.integer(1, 700);
+    SCOPED_TRACE(fmt::format("[{}, {}]", rows, cols));
+    const auto x = random_.normals(int64_t{rows} * cols, 3.0f);
+    const auto weight = random_.normals(cols);
+    GuardedMatrix in(rows, cols), out(rows, cols);
+    in.fill(x);
+    b.rms_norm(in.view(), weight.data(), 1e-5f, out.view());
+    const auto y = out.take();
+    EXPECT_LE(relative_l2(y, normed(x, weight, 1e-5)), tolerance());
+    b.rms_norm(in.view(), weight.data(), 1e-5f, in.view());  // in place
+    EXPECT_TRUE(same_bits(in.take(), y));
+    GuardedMatrix last(1, cols), alone(1, cols);
+    last.fill({x.end() - cols, x.end()});
+    b.rms_norm(last.view(), weight.data(), 1e-5f, alone.view());
+    EXPECT_TRUE(same_bits(alone.take(), {y.end() - cols, y.end()}));
+  }
+}
+
+TEST_P(ElementwiseTest, AddRmsNorm) {
+  Backend& b = backend(2);
+  for (int round = 0; round < 10; ++round) {
+    const int rows = random_.integer(1, 67), cols = random_.integer(1, 900);
+    const auto x = random_.normals(int64_t{rows} * cols);
+    const auto delta = random_.normals(int64_t{rows} * cols);
+    const auto weight = random_.normals(cols);
+    std::vector<float> sum(x.size());
+    for (size_t i = 0; i < x.size(); ++i) sum[i] = x[i] + delta[i];
+    GuardedMatrix residual(rows, cols), added(rows, cols), out(rows, cols);
+    residual.fill(x);
+    added.fill(delta);
+    b.add_rms_norm(residual.view(), added.view(), weight.data(), 1e-6f, out.view());
+    EXPECT_TRUE(same_bits(residual.take(), sum));
+    EXPECT_LE(relative_l2(out.take(), normed(sum, weight, 1e-6)), tolerance());
+    residual.fill(x);
+    b.add_rms_norm(residual.view(), added.view(), nullptr, 0.0f, {});
+    EXPECT_TRUE(same_bits(residual.take(), sum));
+  }
+}
+
+TEST_P(ElementwiseTest, GatedActivation) {
+  Backend& b = backend(2);
+  for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
+    for (int round = 0; round < 10; ++round) {
+      const int rows = random_.integer(1, 67), cols = random_.integer(1, 900);
+      const auto gate = random_.normals(int64_t{rows} * cols, round % 2 == 0 ? 1.0f : 40.0f);
+      const auto up = random_.normals(int64_t{rows} * cols);
+      std::vector<double> want;
+      for (size_t i = 0; i < gate.size(); ++i) {
+        const double x = gate[i];
+        const double u = std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
+        want.push_back(static_cast<double>(up[i]) * (activation == Activation::kSilu
+                                                         ? x / (1 + std::exp(-x))
+                                                         : 0.5 * x * (1 + std::tanh(u))));
+      }
+      GuardedMatrix g(rows, cols), u(rows, cols), out(rows, cols);
+      g.fill(gate);
+      u.fill(up);
+      b.gated_activation(g.view(), u.view(), activation, out.view());
+      const auto y = out.take();
+      EXPECT_LE(relative_l2(y, want), tolerance());
+      b.gated_activation(g.view(), u.view(), activation, g.view());
+      EXPECT_TRUE(same_bits(g.take(), y));
+    }
+  }
+}
+
+// Each value by itself, over the whole range: large magnitudes saturate, NaN stays NaN.
+TEST_P(ElementwiseTest, SiluPointwise) {
+  Backend& b = backend(1);
+  std::vector<float> x{0.0f, -0.0f, 88.0f, -88.0f, 100.0f, -100.0f, 1e30f, -1e30f, 1e-30f, NAN};
+  for (float v = -90.0f; v < 90.0f; v += 0.0371f) x.push_back(v);
+  const auto cols = static_cast<int64_t>(x.size());
+  GuardedMatrix g(1, cols), u(1, cols), out(1, cols);
+  g.fill(x);
+  u.fill(std::vector<float>(x.size(), 1.0f));
+  b.gated_activation(g.view(), u.view(), Activation::kSilu, out.view());
+  const auto y = out.take();
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double want = static_cast<double>(x[i]) / (1 + std::exp(-static_cast<double>(x[i])));
+    if (std::isnan(x[i])) {
+      EXPECT_TRUE(std::isnan(y[i]));
+    } else {
+      EXPECT_NEAR(y[i], want, 4e-7 * std::abs(want) + 1e-36) << x[i];
+    }
+  }
+}
+
+// Exactly the dequantized rows: packing is a permutation in every format.
+TEST_P(ElementwiseTest, EmbedReturnsExactRows) {
+  Backend& b = backend(2);
+  for (const QuantFormat format : kFormats) {
+    for (int round = 0; round < 6; ++round) {
+      const int block = traits(format).block_elements;
+      const int64_t rows = random_.integer(1, 99);
+      const int64_t cols = block == 1 ? random_.integer(1, 300) : block * random_.integer(1, 9);
+      const int64_t begin = block > 1 && round % 2 == 1 ? random_.integer(0, block - 1) : 0;
+      const int64_t count = cols - begin;
+      SCOPED_TRACE(fmt::format("{} [{}, {}] from {}", traits(format).name, rows, cols, begin));
+      const TestWeight w(random_, format, rows, cols, begin, count);
+      const Weight table = b.make_weight(w.slice);
+      const int32_t vocab_begin = random_.integer(0, 1000);
+      const float scale = round % 3 == 0 ? 1.0f : 7.5f;
+      std::vector<int32_t> tokens;
+      std::vector<float> want;
+      for (int i = random_.integer(1, 200); i > 0; --i) {
+        const int64_t row = random_.integer(-3, static_cast<int>(rows) + 3);
+        tokens.push_back(static_cast<int32_t>(vocab_begin + row));
+        for (int64_t c = 0; c < count; ++c) {
+          want.push_back(row < 0 || row >= rows
+                             ? 0.0f
+                             : w.values[static_cast<size_t>(row * cols + begin + c)] * scale);
+        }
+      }
+      GuardedMatrix out(static_cast<int64_t>(tokens.size()), count);
+      b.embed(tokens, table, vocab_begin, scale, out.view());
+      const auto got = out.take();
+      EXPECT_EQ(got, want);
+    }
+  }
+}
+
+TEST_P(ElementwiseTest, GatherRows) {
+  Backend& b = backend(2);
+  const auto x = random_.normals(20 * 33);
+  GuardedMatrix in(20, 33), out(4, 33);
+  in.fill(x);
+  const std::vector<int32_t> indices{19, 0, 7, 7};
+  b.gather_rows(in.view(), indices, out.view());
+  std::vector<float> want;
+  for (const int32_t i : indices)
+    want.insert(want.end(), x.begin() + i * 33, x.begin() + i * 33 + 33);
+  EXPECT_TRUE(same_bits(out.take(), want));
+}
+
+// The vector conversions to KV types agree with base/dtype.h bit by bit.
+TEST_P(ElementwiseTest, ConversionsMatchScalar) {
+  const cpu::Ops& ops = cpu::ops_of(GetParam());
+  std::vector<float> x;
+  for (uint32_t high = 0; high < 65536; ++high) {
+    for (const uint32_t low : {0u, 0x7fffu, 0x8000u, 0x8001u, 0x1000u, 0x1001u, 0xffffu}) {
+      x.push_back(std::bit_cast<float>(high << 16 | low));
+    }
+  }
+  x.push_back(1.5f);  // an odd length
+  std::vector<uint16_t> half(x.size()), brain(x.size());
+  ops.convert(x.data(), static_cast<int64_t>(x.size()), DType::kF16, half.data());
+  ops.convert(x.data(), static_cast<int64_t>(x.size()), DType::kBF16, brain.data());
+  int different = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (std::isnan(x[i])) {
+      different += !std::isnan(f16_to_f32(half[i])) || !std::isnan(bf16_to_f32(brain[i]));
+    } else {
+      different += half[i] != f32_to_f16(x[i]) || brain[i] != f32_to_bf16(x[i]);
+    }
+  }
+  EXPECT_EQ(different, 0);
+}
+
+TEST_P(ElementwiseTest, DescribesItself) {
+  EXPECT_NE(backend(3).description().find("3 threads"), std::string::npos);
+  EXPECT_EQ(backend(1).activation_dtype(), DType::kF32);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cpu, ElementwiseTest, ::testing::ValuesIn(kIsas), isa_name);
+
+TEST(CpuIsa, EnvironmentLowersIt) {
+  const char* old = std::getenv("TRIREME_CPU_ISA");
+  const std::string saved = old == nullptr ? "" : old;
+  setenv("TRIREME_CPU_ISA", "reference", 1);
+  EXPECT_EQ(best_cpu_isa(), CpuIsa::kReference);
+  setenv("TRIREME_CPU_ISA", "pentium", 1);
+  EXPECT_THROW(best_cpu_isa(), Error);
+  setenv("TRIREME_CPU_ISA", saved.c_str(), 1);
+}
+
+TEST(Limits, AreMeasured) {
+  ThreadPool pool(2);
+  EXPECT_GT(measure_read_bandwidth(pool), 1e8);
+  EXPECT_GT(measure_flops(pool, best_cpu_isa()), 1e8);
+  EXPECT_GT(measure_flops(pool, best_cpu_isa(), Arithmetic::kInt8), 1e8);
+}
+
+TEST(Quant, RowBytes) {
+  EXPECT_EQ(row_bytes(QuantFormat::kQ4_1, 64), 40);
+  EXPECT_EQ(row_bytes(QuantFormat::kQ6_K, 512), 420);
+  EXPECT_EQ(row_bytes(QuantFormat::kBF16, 7), 14);
+  EXPECT_THROW(row_bytes(QuantFormat::kQ8_0, 33), Error);
+  EXPECT_THROW(row_bytes(QuantFormat::kQ8_0, -32), Error);
+}
+
+// Values worked out by hand from the formats' definitions.
+TEST(Quant, DequantizesKnownBlocks) {
+  std::byte block[210] = {};
+  float out[256];
+  const auto put = [&](int at, std::initializer_list<int> bytes) {
+    for (const int b : bytes) block[at++] = static_cast<std::byte>(b);
+  };
+  put(0, {0x00, 0x38, 0x80, 0xff, 0x7f});  // d = 0.5; q = -128, -1, 127
+  dequantize(QuantFormat::kQ8_0, block, 32, out);
+  EXPECT_EQ(out[0], -64.0f);
+  EXPECT_EQ(out[1], -0.5f);
+  EXPECT_EQ(out[2], 63.5f);
+  put(2, {0xf0});  // element 0 is 0, element 16 is 15
+  dequantize(QuantFormat::kQ4_0, block, 32, out);
+  EXPECT_EQ(out[0], -4.0f);
+  EXPECT_EQ(out[16], 3.5f);
+  put(2, {0x00, 0xbc, 0xf3});  // m = -1
+  dequantize(QuantFormat::kQ4_1, block, 32, out);
+  EXPECT_EQ(out[0], 0.5f);
+  EXPECT_EQ(out[16], 6.5f);
+  std::memset(block, 0, sizeof block);
+  put(0, {0x21});                      // low bits: element 0 = 1, element 64 = 2
+  put(32, {0x43});                     // element 32 = 3, element 96 = 4
+  put(128, {0b11100100});              // high bits of elements 0, 32, 64, 96 = 0, 1, 2, 3
+  put(192, {1, 0, 0xff, 0, 2, 0, 3});  // scales of elements 0.., 32.., 64.., 96..
+  put(208, {0x00, 0x3c});              // d = 1
+  dequantize(QuantFormat::kQ6_K, block, 256, out);
+  EXPECT_EQ(out[0], 1.0f - 32.0f);
+  EXPECT_EQ(out[32], -(16.0f + 3.0f - 32.0f));
+  EXPECT_EQ(out[64], 2.0f * (32.0f + 2.0f - 32.0f));
+  EXPECT_EQ(out[96], 3.0f * (48.0f + 4.0f - 32.0f));
+}
+
+}  // namespace
+}  // namespace trireme::testing

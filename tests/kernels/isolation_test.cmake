@@ -1,0 +1,17 @@
+# Fails where an object of kernels/cpu/simd/ defines a weak symbol (an inline function or template).
+set(found 0)
+foreach(object IN LISTS OBJECTS)
+  if(NOT object MATCHES "cpu/simd/")
+    continue()
+  endif()
+  math(EXPR found "${found} + 1")
+  execute_process(COMMAND ${NM} -C --defined-only ${object} OUTPUT_VARIABLE symbols
+                  COMMAND_ERROR_IS_FATAL ANY)
+  if(symbols MATCHES "[0-9a-f]+ [VvWwu] ([^\n]*)")
+    message(FATAL_ERROR "${object} defines the weak symbol ${CMAKE_MATCH_1}")
+  endif()
+endforeach()
+if(found EQUAL 0)
+  message(FATAL_ERROR "no object of cpu/simd/ was given")
+endif()
+message("${found} objects define no weak symbol")
