@@ -20,7 +20,7 @@ ThreadGroup::ThreadGroup(int size, std::string name, std::shared_ptr<ThreadFamil
 // Spins or yields for a moment, then sleeps. False once the limit has passed.
 template <typename Done>
 bool ThreadGroup::wait_until(Done done, Limit limit) {
-  for (int spins = crowded_ ? 0 : 2000; spins > 0; --spins) {
+  for (int spins = crowded_ ? 0 : 100; spins > 0; --spins) {
     if (done()) return true;
     cpu_relax();
   }

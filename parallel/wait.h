@@ -39,7 +39,7 @@ class Waiter {
   bool slow() const { return crowded_ || rounds_ > kSpins; }
 
  private:
-  static constexpr uint32_t kSpins = 2000;  // about 50 us
+  static constexpr uint32_t kSpins = 100;  // a few microseconds; a yield costs less than one
   bool pause_slowly();
 
   std::chrono::milliseconds limit_;

@@ -1,0 +1,2 @@
+add_executable(parallel_bench parallel_bench.cc)
+target_link_libraries(parallel_bench PRIVATE trireme_parallel_mpi)
