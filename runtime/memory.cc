@@ -48,6 +48,16 @@ std::optional<int64_t> read_field(const std::string& path, const std::string& ke
   return std::nullopt;
 }
 
+// Whether `name` is one of the comma-separated `names`.
+bool lists(const std::string& names, const std::string& name) {
+  std::istringstream words(names);
+  std::string word;
+  while (std::getline(words, word, ',')) {
+    if (word == name) return true;
+  }
+  return false;
+}
+
 // The directories of this process's cgroup and of all above it, in one hierarchy.
 std::vector<std::string> cgroup_directories(const std::string& root, const std::string& mount,
                                             const std::string& controller) {
@@ -57,10 +67,8 @@ std::vector<std::string> cgroup_directories(const std::string& root, const std::
     const size_t first = line.find(':');
     const size_t second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string names = "," + line.substr(first + 1, second - first - 1) + ",";
-    const bool matches = controller.empty()
-                             ? names == ",,"
-                             : names.find("," + controller + ",") != std::string::npos;
+    const std::string names = line.substr(first + 1, second - first - 1);
+    const bool matches = controller.empty() ? names.empty() : lists(names, controller);
     if (matches) path = line.substr(second + 1);
   }
   std::vector<std::string> directories;
