@@ -1,10 +1,9 @@
 #include "runtime/profiles.h"
 
-#include <fmt/format.h>
-
 #include <array>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 
@@ -22,6 +21,15 @@ constexpr std::array<std::pair<std::string_view, int32_t SchedulerConfig::*>, 7>
     {"max_context", &SchedulerConfig::max_context},
     {"steps_in_flight", &SchedulerConfig::steps_in_flight},
 }};
+
+std::string list_of(std::span<const std::string_view> names) {
+  std::string list;
+  for (const std::string_view name : names) {
+    if (!list.empty()) list += ", ";
+    list += name;
+  }
+  return list;
+}
 
 }  // namespace
 
@@ -43,7 +51,7 @@ SchedulerConfig profile(std::string_view name) {
     config.max_queue = 8192;
   } else if (name != "balanced") {
     fail(ErrorCode::kInvalidArgument, "profile: '{}' is unknown; known: {}", name,
-         fmt::join(kProfiles, ", "));
+         list_of(kProfiles));
   }
   return config;
 }
@@ -54,10 +62,10 @@ void set_limit(SchedulerConfig& config, std::string_view name, int32_t value) {
     config.*field = value;
     return;
   }
-  std::string known;
-  for (const auto& limit : kLimits)
-    known += fmt::format("{}{}", known.empty() ? "" : ", ", limit.first);
-  fail(ErrorCode::kInvalidArgument, "scheduler limit: '{}' is unknown; known: {}", name, known);
+  std::vector<std::string_view> known;
+  for (const auto& limit : kLimits) known.push_back(limit.first);
+  fail(ErrorCode::kInvalidArgument, "scheduler limit: '{}' is unknown; known: {}", name,
+       list_of(known));
 }
 
 }  // namespace trireme

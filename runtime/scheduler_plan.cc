@@ -24,6 +24,7 @@ class Planner {
  private:
   void make_room_for_priority();
   void survey();
+  void plan_running();
   void plan_running(size_t index);
   void admit_waiting();
 
@@ -61,7 +62,14 @@ void Planner::run() {
   victim_end_ = state_.running.size();
   make_room_for_priority();
   survey();
-  for (size_t i = 0; i < state_.running.size(); ++i) plan_running(i);
+  plan_running();
+  if (plan_.rows.empty() && prefill_rows_.empty()) {
+    // What was kept for decode rows that lack blocks goes to the prefills that rank before them.
+    decode_left_ = 0;
+    prefill_tokens_left_ = state_.config.token_budget;
+    prefill_rows_left_ = state_.config.max_rows;
+    plan_running();
+  }
   if (preempted_) state_.compact();
   if (!preempted_ && !starved_) admit_waiting();
   plan_.rows.insert(plan_.rows.end(), prefill_rows_.begin(), prefill_rows_.end());
@@ -119,6 +127,11 @@ void Planner::survey() {
   }
   prefill_tokens_left_ = static_cast<int32_t>(tokens);
   prefill_rows_left_ = config.max_rows - decode_left_;
+}
+
+void Planner::plan_running() {
+  std::fill(promised_.begin(), promised_.end(), 0);
+  for (size_t i = 0; i < state_.running.size(); ++i) plan_running(i);
 }
 
 void Planner::plan_running(size_t index) {

@@ -61,7 +61,7 @@ void SchedulerState::dequeue(Entry& entry) {
 
 bool SchedulerState::may_hit(const Entry& entry) const {
   return pool.config().prefix_cache && entry.sequence.size() > pool.block_size() &&
-         !(entry.wants_prompt_logprobs() && entry.reported_to < entry.sequence.prompt_tokens - 1);
+         !(entry.wants_prompt_logprobs() && entry.reported_to < entry.sequence.prompt_tokens);
 }
 
 void SchedulerState::park_or_enqueue(Entry& entry) {

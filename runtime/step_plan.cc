@@ -37,8 +37,9 @@ class Writer {
  private:
   void bytes(const void* data, size_t size) {
     if (size == 0) return;
-    const auto* from = static_cast<const std::byte*>(data);
-    out_.insert(out_.end(), from, from + size);
+    const size_t at = out_.size();
+    out_.resize(at + size);
+    std::memcpy(out_.data() + at, data, size);
   }
 
   std::vector<std::byte>& out_;
