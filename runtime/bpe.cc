@@ -76,8 +76,9 @@ Bpe::Bpe(const TokenizerSpec& spec, const StringIds& ids)
   };
   for (size_t rank = 0; rank < spec.merges.size(); ++rank) {
     const auto& [left, right] = spec.merges[rank];
-    add_merge(id_of(rank, left), id_of(rank, right), static_cast<int32_t>(rank),
-              id_of(rank, left + right));
+    const int32_t left_id = id_of(rank, left);
+    const int32_t right_id = id_of(rank, right);
+    add_merge(left_id, right_id, static_cast<int32_t>(rank), id_of(rank, left + right));
   }
   if (!spec.ignore_merges) return;
   for (size_t id = 0; id < spec.tokens.size(); ++id) {

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "base/error.h"
 #include "runtime/tokenizer_gguf.h"
@@ -129,6 +130,31 @@ TEST(TokenizerJson, SurvivesEveryTruncation) {
   }
 }
 
+// Random bytes changed, dropped and repeated.
+TEST(TokenizerJson, SurvivesMutations) {
+  const std::string whole = small_file().dump();
+  std::mt19937 random(11);
+  size_t refused = 0;
+  for (int round = 0; round < 3000; ++round) {
+    std::string text = whole;
+    for (int change = 1 + static_cast<int>(random() % 3); change > 0; --change) {
+      const size_t at = random() % text.size();
+      switch (random() % 3) {
+        case 0: text[at] = static_cast<char>(random()); break;
+        case 1: text.erase(at, 1 + random() % 8); break;
+        default: text.insert(at, text.substr(random() % text.size(), random() % 16));
+      }
+    }
+    try {
+      Tokenizer tokenizer(spec_of_json(text));
+      tokenizer.decode(tokenizer.encode("ab <s> abab"));
+    } catch (const Error& error) {
+      ++refused;
+    }
+  }
+  EXPECT_GT(refused, 1000u);
+}
+
 TEST(TokenizerJson, FindsTheChatTemplate) {
   const TemporaryFile file(small_file().dump());
   EXPECT_EQ(read_tokenizer_json(file.path()).chat_template, "");
@@ -155,7 +181,8 @@ GgufVocab gguf_of(const std::string& name, const std::string& pre) {
     vocab.tokens[token.id] = token.text;
     vocab.token_types[token.id] = token.special ? 3 : 4;
   }
-  for (const auto& [left, right] : spec.merges) vocab.merges.push_back(fmt::format("{} {}", left, right));
+  for (const auto& [left, right] : spec.merges)
+    vocab.merges.push_back(fmt::format("{} {}", left, right));
   return vocab;
 }
 
@@ -207,15 +234,17 @@ TEST(TokenizerGguf, RefusesWhatDoesNotFit) {
   };
   constexpr auto kLoss = ErrorCode::kDataLoss;
   constexpr auto kNot = ErrorCode::kUnimplemented;
-  refused([](GgufVocab& v) { v.model = "llama"; }, kNot, "tokenizer.ggml.model 'llama'");
-  refused([](GgufVocab& v) { v.pre = "klingon"; }, kNot, "'klingon' is not supported; known: ");
+  refused([](GgufVocab& v) { v.model = std::string("llama"); }, kNot,
+          "tokenizer.ggml.model 'llama'");
+  refused([](GgufVocab& v) { v.pre = std::string("klingon"); }, kNot,
+          "'klingon' is not supported; known: ");
   refused([](GgufVocab& v) { v.merges.clear(); }, kLoss, "tokenizer.ggml.merges is missing");
-  refused([](GgufVocab& v) { v.merges[3] = "ab"; }, kLoss, "tokenizer.ggml.merges[3]");
-  refused([](GgufVocab& v) { v.merges[3] = "a "; }, kLoss, "merges[3] names ''");
+  refused([](GgufVocab& v) { v.merges[3] = std::string("ab"); }, kLoss, "tokenizer.ggml.merges[3]");
+  refused([](GgufVocab& v) { v.merges[3] = std::string("a "); }, kLoss, "merges[3] names ''");
   refused([](GgufVocab& v) { v.token_types.pop_back(); }, kLoss, "tokenizer.ggml.token_type");
   refused([](GgufVocab& v) { v.token_types[5] = 99; }, kLoss, "token_type[5] is 99");
   refused([](GgufVocab& v) { v.tokens[9] = v.tokens[8]; }, kLoss, "tokens 8 and 9 are both");
-  refused([](GgufVocab& v) { v.tokens[9] = "\xFF"; }, kLoss, "tokens[9] is not UTF-8");
+  refused([](GgufVocab& v) { v.tokens[9] = std::string("\xFF"); }, kLoss, "tokens[9] is not UTF-8");
   refused([](GgufVocab& v) { v.add_bos = true; }, kLoss, "tokenizer.ggml.bos_token_id");
   refused([](GgufVocab& v) { v.add_eos = true, v.eos_id = -5; }, kLoss, "eos_token_id");
   refused([](GgufVocab& v) { v = {"f", "gpt2", "", {}, {}, {"a b"}, {}, {}, {}, {}, ""}; }, kLoss,
