@@ -16,9 +16,11 @@
 namespace trireme {
 namespace {
 
-// About 20 µs of pauses: longer than the gap between two ops of a decode step, shorter than
-// anything a person or a scheduler would notice as load.
-constexpr int kSpins = 400;
+// A worker without work first spins for some microseconds (the gap between two ops of a decode
+// step), then offers its core to others for a tenth of a millisecond or so (a gap with a collective
+// in it; ranks may share cores), then sleeps: waking it costs tens of microseconds.
+constexpr int kSpins = 200;
+constexpr int kYields = 300;
 
 void pause_cpu() {
 #if defined(__x86_64__)
@@ -55,6 +57,9 @@ struct ThreadPool::State {
     while (true) {
       for (int i = 0; i < kSpins && generation.load(std::memory_order_acquire) == seen; ++i) {
         pause_cpu();
+      }
+      for (int i = 0; i < kYields && generation.load(std::memory_order_acquire) == seen; ++i) {
+        std::this_thread::yield();
       }
       if (generation.load(std::memory_order_acquire) == seen) {
         std::unique_lock lock(mutex);
@@ -105,8 +110,10 @@ void ThreadPool::run(const std::function<void(int)>& body) {
   state.call(0);
   for (int spins = 0; state.running.load(std::memory_order_acquire) != 0; ++spins) {
     // On an oversubscribed machine the worker may wait for this very core.
-    if (spins < kSpins) pause_cpu();
-    else std::this_thread::yield();
+    if (spins < kSpins)
+      pause_cpu();
+    else
+      std::this_thread::yield();
   }
   if (state.first_error) std::rethrow_exception(std::exchange(state.first_error, nullptr));
 }
