@@ -1,1 +1,8 @@
 trireme_test(sampler_test SOURCES sampler_test.cc DEPENDS trireme_sampler TIMEOUT 60)
+trireme_library(trireme_test_engine SOURCES engine_world.cc DEPENDS trireme_engine)
+target_compile_definitions(trireme_test_engine PRIVATE
+  TRIREME_FIXTURES="${PROJECT_SOURCE_DIR}/tests/fixtures")
+trireme_test(engine_test SOURCES engine_test.cc DEPENDS trireme_test_engine trireme_test_model
+             TIMEOUT 120)
+trireme_test(engine_equality_test SOURCES engine_equality_test.cc DEPENDS trireme_test_engine
+             TIMEOUT 120)
