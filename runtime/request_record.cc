@@ -112,7 +112,7 @@ bool RequestRecord::append(int32_t index, const EngineEvent& event, Callbacks& d
   } else if (event.finish != FinishReason::kNone) {
     if (event.finish == FinishReason::kStop) output.stop_id = event.token;
     if (event.finish == FinishReason::kError) {
-      output.error = "the engine failed while this request was running; the server's log says why";
+      output.error = "no token could be chosen, or the engine failed: the server's log says why";
     }
     finish_output(output, event.finish);
   }

@@ -1,0 +1,3 @@
+trireme_test(stop_strings_test SOURCES stop_strings_test.cc DEPENDS trireme_frontend)
+trireme_test(frontend_test SOURCES frontend_test.cc DEPENDS trireme_frontend)
+trireme_test(frontend_check_test SOURCES frontend_check_test.cc DEPENDS trireme_frontend)
