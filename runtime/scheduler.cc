@@ -56,7 +56,7 @@ bool Scheduler::add(Sequence sequence) {
   }
   if (state.queued >= state.config.max_queue) return false;
   const PrefixChain chain(state.pool.hasher(), sequence.prefix_salt, state.pool.block_size());
-  auto entry = std::make_unique<Entry>(std::move(sequence), chain);
+  auto entry = std::make_unique<Entry>(std::move(sequence), chain, state.config.max_context);
   entry->arrival = ++state.arrivals;
   ++state.queued;
   state.park_or_enqueue(*entry);
@@ -146,6 +146,9 @@ void Scheduler::check_invariants() const {
       require(table.blocks.size() == entry->tables[0].blocks.size(), "tables differ in length");
       require(state.pool.blocks_for(entry->computed) == static_cast<int32_t>(table.blocks.size()),
               "a table does not fit its tokens");
+      require(
+          entry->capacity == static_cast<int32_t>(table.blocks.size()) * state.pool.block_size(),
+          "capacity");
       for (size_t i = table.live; i < table.blocks.size(); ++i) ++expected[table.blocks[i]];
     }
     state.pool.group(g).check(expected);
@@ -155,8 +158,13 @@ void Scheduler::check_invariants() const {
   require(static_cast<int32_t>(state.running.size()) == state.running_count, "running_count");
   require(static_cast<int32_t>(state.free_slots.size()) + state.running_count == state.slots,
           "a slot is lost");
+  for (const auto& [id, entry] : state.entries) {
+    require(entry->size == entry->sequence.size() && entry->newest == entry->sequence.tokens.back(),
+            "size or newest");
+    require(entry->finish() == finish_reason(entry->sequence, state.config.max_context), "finish");
+  }
   int64_t waiting_tokens = 0;
-  for (const Entry* entry : state.waiting) waiting_tokens += entry->sequence.size();
+  for (const Entry* entry : state.waiting) waiting_tokens += entry->size;
   require(waiting_tokens == state.waiting_tokens, "waiting_tokens");
   size_t parked = 0;
   for (const auto& [group, siblings] : state.siblings) parked += siblings.parked.size();

@@ -30,8 +30,7 @@ void check_result(const Flight& flight, const StepResult& result) {
 }
 
 // Brings an entry up to date with its row; the event says what the outside should know.
-SequenceEvent settle(Entry& entry, const FlightRow& row, const RowResult* result,
-                     int32_t max_context) {
+SequenceEvent settle(Entry& entry, const FlightRow& row, const RowResult* result) {
   --entry.in_flight;
   SequenceEvent event{.id = entry.sequence.id};
   if (entry.aborted) {
@@ -43,8 +42,8 @@ SequenceEvent settle(Entry& entry, const FlightRow& row, const RowResult* result
   event.first_admission = !entry.announced;
   entry.announced = true;
   if (row.prompt_logprobs) entry.reported_to = row.end;
-  if (row.sample) entry.sequence.tokens.push_back(result->token);
-  if (row.sample || row.last) event.finish = finish_reason(entry.sequence, max_context);
+  if (row.sample) entry.append(result->token);
+  if (row.sample || row.last) event.finish = entry.finish();
   return event;
 }
 
@@ -62,7 +61,7 @@ void Scheduler::apply(const StepResult& result, std::vector<SequenceEvent>& even
   size_t at = 0;
   for (const FlightRow& row : flight.rows) {
     const RowResult* row_result = row.has_result() ? &result.rows[at++] : nullptr;
-    const SequenceEvent event = settle(*row.entry, row, row_result, state.config.max_context);
+    const SequenceEvent event = settle(*row.entry, row, row_result);
     if (event.finish != FinishReason::kNone) {
       state.retire(*row.entry);
       ended = true;

@@ -39,7 +39,9 @@ class Planner {
   int32_t fit(const Entry& entry, int32_t wanted) const;
   bool preempt_from(size_t first);
   void slide_windows(Entry& entry);
-  void emit(Entry& entry, int32_t count);
+  void emit_decode(Entry& entry);
+  void emit_chunk(Entry& entry, int32_t count);
+  void place(Entry& entry, int32_t count, PlanRow& row, FlightRow& flight);
   void take_blocks(Entry& entry, PlanRow& row);
   void publish_filled(Entry& entry, int32_t from);
 
@@ -111,7 +113,7 @@ void Planner::survey() {
       ready += entry->ready();
     } else if (entry->ready()) {
       ++prefilling;
-      prefill += entry->sequence.size() - entry->computed;
+      prefill += entry->size - entry->computed;
     }
   }
   // Each plan in flight gets its share of the decode rows, so that every stage has work.
@@ -145,10 +147,12 @@ void Planner::plan_running(size_t index) {
     int32_t count = fit(entry, wanted);
     // Without victims it waits and keeps what it has: those before it will preempt it if they must.
     while (count == 0 && preempt_from(index + 1)) count = fit(entry, wanted);
-    if (count > 0) {
-      emit(entry, count);
-    } else {
+    if (count == 0) {
       starved_ = true;
+    } else if (decode) {
+      emit_decode(entry);
+    } else {
+      emit_chunk(entry, count);
     }
   }
   promise(entry);
@@ -170,8 +174,7 @@ void Planner::admit_waiting() {
 
 // At least one token is left to compute: its logits choose the next one.
 PrefixMatch Planner::match(Entry& entry) {
-  const int32_t limit =
-      state_.may_hit(entry) ? (entry.sequence.size() - 1) / pool_.block_size() : 0;
+  const int32_t limit = state_.may_hit(entry) ? (entry.size - 1) / pool_.block_size() : 0;
   return pool_.match(entry.chain, entry.sequence.tokens, limit);
 }
 
@@ -197,9 +200,8 @@ bool Planner::fits(Entry& entry, const PrefixMatch& match) {
   entry.retry_at.resize(pool_.groups());
   for (size_t g = 0; g < pool_.groups(); ++g) {
     const int32_t first = pool_.first_needed(g, match.blocks * pool_.block_size());
-    entry.retry_at[g] =
-        match.unreferenced[g] +
-        pool_.blocks_to_take(g, entry.sequence.size(), match.blocks, std::min(first, match.blocks));
+    entry.retry_at[g] = match.unreferenced[g] + pool_.blocks_to_take(g, entry.size, match.blocks,
+                                                                     std::min(first, match.blocks));
   }
   return may_fit(entry);
 }
@@ -208,8 +210,8 @@ void Planner::promise(const Entry& entry) {
   if (entry.phase != Phase::kPrefill) return;
   for (size_t g = 0; g < pool_.groups(); ++g) {
     const BlockTable& table = entry.tables[g];
-    promised_[g] += pool_.blocks_to_take(g, entry.sequence.size(),
-                                         static_cast<int32_t>(table.blocks.size()), table.live);
+    promised_[g] +=
+        pool_.blocks_to_take(g, entry.size, static_cast<int32_t>(table.blocks.size()), table.live);
   }
 }
 
@@ -220,6 +222,7 @@ void Planner::admit(Entry& entry, const PrefixMatch& match) {
   entry.slot = state_.free_slots.back();
   state_.free_slots.pop_back();
   entry.computed = match.blocks * pool_.block_size();
+  entry.capacity = entry.computed;
   entry.tables.resize(pool_.groups());
   for (size_t g = 0; g < pool_.groups(); ++g) {
     BlockTable& table = entry.tables[g];
@@ -231,7 +234,7 @@ void Planner::admit(Entry& entry, const PrefixMatch& match) {
     entry.admitted = true;
     entry.cached = entry.computed;
     --state_.queued;
-    if (state_.may_hit(entry)) pool_.count_query(entry.sequence.size(), entry.computed);
+    if (state_.may_hit(entry)) pool_.count_query(entry.size, entry.computed);
   }
   ++state_.running_count;
   auto& running = state_.running;
@@ -244,15 +247,15 @@ void Planner::admit(Entry& entry, const PrefixMatch& match) {
   init.sampling = entry.sequence.sampling;
   init.blocks = match.tables;
   if (init.sampling.needs_counts()) init.history = entry.sequence.tokens;
-  emit(entry, fit(entry, chunk(entry)));
+  emit_chunk(entry, fit(entry, chunk(entry)));
 }
 
 // Tokens of the next prefill row. Where prompt log-probabilities are wanted, a row lies on one side
 // of what was delivered before a preemption, and of the end of the prompt.
 int32_t Planner::chunk(const Entry& entry) const {
   if (prefill_rows_left_ <= 0) return 0;
-  int32_t end = entry.sequence.size();
-  if (entry.wants_prompt_logprobs()) {
+  int32_t end = entry.size;
+  if (entry.wants_prompt_logprobs) {
     for (const int32_t cut : {entry.sequence.prompt_tokens, entry.reported_to}) {
       if (entry.computed < cut) end = std::min(end, cut);
     }
@@ -262,8 +265,7 @@ int32_t Planner::chunk(const Entry& entry) const {
 
 // How many of `wanted` more tokens have blocks or can get them without preemption.
 int32_t Planner::fit(const Entry& entry, int32_t wanted) const {
-  const auto length = static_cast<int32_t>(entry.tables[0].blocks.size());
-  const int32_t room = length * pool_.block_size() - entry.computed;
+  const int32_t room = entry.capacity - entry.computed;
   if (room >= wanted) return wanted;
   int32_t blocks = pool_.blocks_for(wanted - room);
   for (size_t g = 0; g < pool_.groups(); ++g) {
@@ -300,59 +302,64 @@ void Planner::slide_windows(Entry& entry) {
   }
 }
 
-// Plans the next `count` tokens; fit() found blocks for them.
-void Planner::emit(Entry& entry, int32_t count) {
+// Plans the newest token, which was sampled; fit() found a block for it.
+void Planner::emit_decode(Entry& entry) {
+  --decode_left_;
+  PlanRow& row = plan_.rows.emplace_back();
+  FlightRow& flight = flight_.rows.emplace_back();
+  row.sample = flight.sample = true;
+  row.token_begin = static_cast<int32_t>(plan_.tokens.size());
+  plan_.tokens.push_back(entry.newest);
+  place(entry, 1, row, flight);
+}
+
+// Plans the next `count` known tokens; fit() found blocks for them.
+void Planner::emit_chunk(Entry& entry, int32_t count) {
+  prefill_tokens_left_ -= count;
+  --prefill_rows_left_;
+  flight_.prefill_tokens += count;
   const Sequence& sequence = entry.sequence;
-  const bool decode = entry.phase == Phase::kDecode;
   const int32_t begin = entry.computed;
   const int32_t end = begin + count;
-  PlanRow& row = (decode ? plan_.rows : prefill_rows_).emplace_back();
-  row.slot = entry.slot;
-  row.position = begin;
-  row.count = count;
+  PlanRow& row = prefill_rows_.emplace_back();
+  FlightRow& flight = prefill_flight_.emplace_back();
   row.token_begin = static_cast<int32_t>(plan_.tokens.size());
   plan_.tokens.insert(plan_.tokens.end(), sequence.tokens.begin() + begin,
                       sequence.tokens.begin() + end);
-  row.block_begin = static_cast<int32_t>(plan_.blocks.size());
-  FlightRow& flight = (decode ? flight_.rows : prefill_flight_).emplace_back();
-  const bool complete = end == sequence.size();
-  if (complete) {
-    row.sample =
-        decode || finish_reason(sequence, state_.config.max_context) == FinishReason::kNone;
+  if (end == entry.size) {
+    row.sample = flight.sample = entry.finish() == FinishReason::kNone;
     flight.last = !row.sample;
     entry.phase = Phase::kDecode;
   }
-  if (entry.wants_prompt_logprobs() && begin >= entry.reported_to &&
-      end <= sequence.prompt_tokens) {
-    row.prompt_logprobs = true;
+  if (entry.wants_prompt_logprobs && begin >= entry.reported_to && end <= sequence.prompt_tokens) {
+    row.prompt_logprobs = flight.prompt_logprobs = true;
     row.next_token = end < sequence.prompt_tokens ? sequence.tokens[end] : -1;
   }
-  flight.entry = &entry;
-  flight.slot = entry.slot;
-  flight.end = end;
-  flight.sample = row.sample;
-  flight.prompt_logprobs = row.prompt_logprobs;
+  place(entry, count, row, flight);
+  const bool prompt_done = begin < sequence.prompt_tokens && end >= sequence.prompt_tokens;
+  if (prompt_done && entry.has_siblings) state_.release_siblings(entry);
+}
 
-  entry.computed = end;
+// What all rows have in common: position, blocks, and the entry's new state.
+void Planner::place(Entry& entry, int32_t count, PlanRow& row, FlightRow& flight) {
+  row.slot = flight.slot = entry.slot;
+  row.position = entry.computed;
+  row.count = count;
+  row.block_begin = static_cast<int32_t>(plan_.blocks.size());
+  entry.computed += count;
   ++entry.in_flight;
-  if (decode) {
-    --decode_left_;
-  } else {
-    prefill_tokens_left_ -= count;
-    --prefill_rows_left_;
-    flight_.prefill_tokens += count;
-  }
-  take_blocks(entry, row);
-  if (pool_.config().prefix_cache) publish_filled(entry, begin);
-  if (begin < sequence.prompt_tokens && end >= sequence.prompt_tokens && sequence.group != 0) {
-    state_.release_siblings(entry);
+  flight.entry = &entry;
+  flight.end = entry.computed;
+  if (entry.computed > entry.capacity) take_blocks(entry, row);
+  // A row that ends inside the block in which it begins fills none.
+  if (pool_.config().prefix_cache && (count > 1 || entry.computed == entry.capacity)) {
+    publish_filled(entry, row.position);
   }
 }
 
 void Planner::take_blocks(Entry& entry, PlanRow& row) {
-  const auto length = static_cast<int32_t>(entry.tables[0].blocks.size());
-  if (entry.computed <= length * pool_.block_size()) return;
-  row.block_count = pool_.blocks_for(entry.computed) - length;
+  row.block_count = pool_.blocks_for(entry.computed - entry.capacity);
+  entry.capacity += row.block_count * pool_.block_size();
   for (size_t g = 0; g < pool_.groups(); ++g) {
     for (int32_t i = 0; i < row.block_count; ++i) {
       const int32_t block = pool_.group(g).take();

@@ -4,6 +4,40 @@
 
 namespace trireme {
 
+Entry::Entry(Sequence from, const PrefixChain& chain, int32_t max_context)
+    : sequence(std::move(from)), chain(chain) {
+  const SamplingParams& sampling = sequence.sampling;
+  size = sequence.size();
+  newest = sequence.tokens.back();
+  max_size = static_cast<int32_t>(
+      std::min<int64_t>(max_context, int64_t{sequence.prompt_tokens} + sampling.max_tokens));
+  stops_above = static_cast<int32_t>(
+      std::min<int64_t>(max_context, int64_t{sequence.prompt_tokens} + sampling.min_tokens));
+  std::copy_n(sampling.stop_ids.begin(), std::min(stops.size(), sampling.stop_ids.size()),
+              stops.begin());
+  many_stops = sampling.stop_ids.size() > stops.size();
+  has_siblings = sequence.group != 0;
+  wants_prompt_logprobs = sampling.prompt_logprobs >= 0;
+}
+
+void Entry::append(int32_t token) {
+  sequence.tokens.push_back(token);
+  newest = token;
+  ++size;
+}
+
+FinishReason Entry::finish() const {
+  if (size > stops_above && newest >= 0) {
+    bool stop = std::find(stops.begin(), stops.end(), newest) != stops.end();
+    if (many_stops && !stop) {
+      const std::vector<int32_t>& ids = sequence.sampling.stop_ids;
+      stop = std::find(ids.begin(), ids.end(), newest) != ids.end();
+    }
+    if (stop) return FinishReason::kStop;
+  }
+  return size >= max_size ? FinishReason::kLength : FinishReason::kNone;
+}
+
 SchedulerState::SchedulerState(const SchedulerConfig& config, const KvPoolConfig& pool_config)
     : config(config), pool(pool_config), slots(slot_count(config)) {
   for (SlotId slot = slots - 1; slot >= 0; --slot) free_slots.push_back(slot);
@@ -20,6 +54,7 @@ void SchedulerState::release_blocks(Entry& entry) {
     table.live = 0;
   }
   entry.computed = 0;
+  entry.capacity = 0;
   if (entry.slot >= 0) {
     free_slots.push_back(entry.slot);
     entry.slot = -1;
@@ -51,21 +86,21 @@ void SchedulerState::compact() {
 void SchedulerState::enqueue(Entry& entry) {
   entry.phase = Phase::kWaiting;
   waiting.insert(&entry);
-  waiting_tokens += entry.sequence.size();
+  waiting_tokens += entry.size;
 }
 
 void SchedulerState::dequeue(Entry& entry) {
   waiting.erase(&entry);
-  waiting_tokens -= entry.sequence.size();
+  waiting_tokens -= entry.size;
 }
 
 bool SchedulerState::may_hit(const Entry& entry) const {
-  return pool.config().prefix_cache && entry.sequence.size() > pool.block_size() &&
-         !(entry.wants_prompt_logprobs() && entry.reported_to < entry.sequence.prompt_tokens);
+  return pool.config().prefix_cache && entry.size > pool.block_size() &&
+         !(entry.wants_prompt_logprobs && entry.reported_to < entry.sequence.prompt_tokens);
 }
 
 void SchedulerState::park_or_enqueue(Entry& entry) {
-  if (entry.sequence.group == 0 || !may_hit(entry)) return enqueue(entry);
+  if (!entry.has_siblings || !may_hit(entry)) return enqueue(entry);
   Siblings& group = siblings[entry.sequence.group];
   if (group.leader == nullptr) {
     group.leader = &entry;

@@ -1,6 +1,7 @@
 // What the scheduler remembers between steps. Private to scheduler*.cc.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -26,17 +27,29 @@ enum class Phase : uint8_t {
   kDecode,   // has a slot; all known tokens but the newest sampled one are planned
 };
 
-struct Entry {
-  Entry(Sequence from, const PrefixChain& chain) : sequence(std::move(from)), chain(chain) {}
+// A sequence and all that the scheduler knows of it. The first cache line is all that planning a
+// decode row reads: with thousands of rows a step costs what it touches.
+struct alignas(64) Entry {
+  Entry(Sequence from, const PrefixChain& chain, int32_t max_context);
 
-  Sequence sequence;
+  int32_t size = 0;       // of sequence.tokens
+  int32_t computed = 0;   // positions whose KV exists or is in flight
+  int32_t capacity = 0;   // positions that the block tables cover
+  int32_t newest = 0;     // the last of sequence.tokens
+  int32_t in_flight = 0;  // plans with a row of this sequence
+  SlotId slot = -1;
+  int32_t max_size = 0;                             // the sequence ends at this size
+  int32_t stops_above = 0;                          // stop ids count in sizes above this
+  std::array<int32_t, 4> stops = {-1, -1, -1, -1};  // the first stop ids
   Phase phase = Phase::kWaiting;
+  bool many_stops = false;  // sampling.stop_ids has more than `stops`
+  bool has_siblings = false;
+  bool wants_prompt_logprobs = false;
   bool aborted = false;    // ends as soon as it is not in flight
   bool admitted = false;   // has had a slot before: `cached` is set, it no longer counts as queued
   bool announced = false;  // first_admission was reported
-  SlotId slot = -1;
-  int32_t computed = 0;     // positions whose KV exists or is in flight
-  int32_t in_flight = 0;    // plans with a row of this sequence
+
+  Sequence sequence;
   int32_t cached = 0;       // positions taken from the prefix cache at first admission
   int32_t reported_to = 0;  // prompt log-probabilities of earlier positions were delivered
   uint64_t arrival = 0;
@@ -46,8 +59,10 @@ struct Entry {
 
   bool running() const { return slot >= 0; }
   // Whether some of its known tokens are in no plan yet.
-  bool ready() const { return !aborted && computed < sequence.size(); }
-  bool wants_prompt_logprobs() const { return sequence.sampling.prompt_logprobs >= 0; }
+  bool ready() const { return !aborted && computed < size; }
+  void append(int32_t token);
+  // The same as finish_reason(sequence, max_context), from the first cache line.
+  FinishReason finish() const;
 };
 
 // The one order of the scheduler: who runs first, who gets blocks first, who is preempted last.
