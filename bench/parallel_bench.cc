@@ -169,9 +169,8 @@ int run(int argc, char** argv) {
   }
   auto ranks = environment.make_control();
   bench_all_reduce(*ranks, "shared_memory");
-  auto messages = make_mpi_communicator(
-      MPI_COMM_WORLD, "messages",
-      std::make_shared<MpiProcess>(environment.local_size() > usable_cores()), false);
+  auto process = std::make_shared<MpiProcess>(environment.local_size() > 2 * usable_cores());
+  auto messages = make_mpi_communicator(MPI_COMM_WORLD, "messages", process, false);
   bench_all_reduce(*messages, "messages");
   bench_messages(*ranks);
   bench_overlap(*ranks);

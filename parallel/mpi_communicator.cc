@@ -96,8 +96,7 @@ void MpiCommunicator::share_memory() {
   SharedGroup::Options options{name(), messages_.limit(), process_->crowded(),
                                [process = process_.get()] { process->progress(); }};
   group_ = std::make_shared<SharedGroup>(memory_.data(), rank(), size(), std::move(options));
-  process_->on_abort(group_,
-                     [group = group_.get()](const std::string& reason) { group->close(reason); });
+  process_->add_group(group_);
 }
 
 void MpiCommunicator::check_peer(const char* operation, int peer, int tag) const {
@@ -183,6 +182,7 @@ int64_t MpiCommunicator::probe(int from, int tag, bool wait) {
   if (wait) {
     Waiter waiter(std::chrono::hours(24 * 365 * 10), process_->crowded());
     while (!look()) {
+      if (waiter.slow()) process_->look_for_abort();
       messages_.check_open("probe");
       if (!process_->idle()) process_->progress();
       waiter.pause();

@@ -25,11 +25,10 @@ std::string MpiProcess::reason() {
   return reason_;
 }
 
-void MpiProcess::on_abort(std::weak_ptr<void> owner,
-                          std::function<void(const std::string&)> closer) {
+void MpiProcess::add_group(std::weak_ptr<SharedGroup> group) {
   std::lock_guard lock(mutex_);
-  std::erase_if(closers_, [](const Closer& entry) { return entry.owner.expired(); });
-  closers_.push_back({std::move(owner), std::move(closer)});
+  std::erase_if(groups_, [](const auto& entry) { return entry.expired(); });
+  groups_.push_back(std::move(group));
 }
 
 void MpiProcess::abort(const std::string& reason) {
@@ -37,9 +36,22 @@ void MpiProcess::abort(const std::string& reason) {
   if (aborted_.load()) return;
   reason_ = reason;
   aborted_.store(true);
-  for (const Closer& entry : closers_) {
-    if (const auto alive = entry.owner.lock()) entry.close(reason);
+  for (const auto& entry : groups_) {
+    if (const auto group = entry.lock()) group->abort(reason);
   }
+}
+
+void MpiProcess::look_for_abort() {
+  std::string reason;
+  bool found = false;
+  {
+    std::lock_guard lock(mutex_);
+    for (const auto& entry : groups_) {
+      const auto group = entry.lock();
+      if (group && group->aborted(reason)) found = true;
+    }
+  }
+  if (found) abort(reason);
 }
 
 void MpiProcess::send(MPI_Comm comm, std::span<const std::byte> data, int to, int tag,

@@ -8,7 +8,6 @@
 #include <chrono>
 #include <cstddef>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "parallel/shared_group.h"
 #include "parallel/wait.h"
 
 namespace trireme {
@@ -32,9 +32,11 @@ class MpiProcess {
   bool crowded() const { return crowded_; }
   bool aborted() const { return aborted_.load(std::memory_order_relaxed); }
   std::string reason();
-  // From any thread. Calls each closer once.
+  // From any thread. Tells the groups too, and with them the other ranks of the host.
   void abort(const std::string& reason);
-  void on_abort(std::weak_ptr<void> owner, std::function<void(const std::string&)> closer);
+  void add_group(std::weak_ptr<SharedGroup> group);
+  // Whether another rank of the host has aborted a group of this process.
+  void look_for_abort();
 
   // Copies `data` and starts to send it.
   void send(MPI_Comm comm, std::span<const std::byte> data, int to, int tag,
@@ -49,10 +51,6 @@ class MpiProcess {
     MPI_Request request = MPI_REQUEST_NULL;
     std::vector<std::byte> data;
   };
-  struct Closer {
-    std::weak_ptr<void> owner;
-    std::function<void(const std::string&)> close;
-  };
   static constexpr size_t kMaxPending = 512;
   static constexpr size_t kMaxBytes = size_t{256} << 20;
   static constexpr size_t kMaxKept = size_t{4} << 20;  // larger buffers are not kept for reuse
@@ -62,9 +60,9 @@ class MpiProcess {
   std::vector<std::vector<std::byte>> spare_;
   size_t pending_bytes_ = 0;
   std::atomic<bool> aborted_{false};
-  std::mutex mutex_;  // reason_ and closers_
+  std::mutex mutex_;  // reason_ and groups_
   std::string reason_;
-  std::vector<Closer> closers_;
+  std::vector<std::weak_ptr<SharedGroup>> groups_;
 };
 
 // An owned duplicate of an MPI communicator.
@@ -116,6 +114,7 @@ template <typename Ready>
 void MpiLink::wait(const char* operation, int peer, size_t bytes, Ready ready) {
   Waiter waiter(limit_, process_->crowded());
   while (!ready()) {
+    if (waiter.slow()) process_->look_for_abort();
     check_open(operation);
     if (!process_->idle()) process_->progress();
     if (!waiter.pause()) fail_late(operation, peer, bytes);

@@ -11,7 +11,8 @@ namespace trireme {
 
 namespace {
 
-constexpr size_t kSlotBytes = 128 * 1024;  // stays in a core's cache
+constexpr size_t kMostSlotBytes = 512 * 1024;
+constexpr size_t kGroupBytes = 8 << 20;    // of all ranks' slots, once
 constexpr size_t kWholeBytes = 16 * 1024;  // up to here every rank sums everything itself
 constexpr size_t kSumBlock = 1024;         // floats; a running sum in the first-level cache
 constexpr uint32_t kBarrier = 1, kAllReduce = 2, kAllGather = 3, kBroadcast = 4;
@@ -23,6 +24,7 @@ const char* const kOperations[] = {"nothing", "barrier", "all_reduce_sum", "all_
 struct alignas(64) SharedGroup::Header {
   std::atomic<uint32_t> closing;
   std::atomic<uint32_t> closed;
+  std::atomic<uint32_t> aborted;  // closed because the world ends
   char reason[240];
 };
 
@@ -39,13 +41,21 @@ struct alignas(64) SharedGroup::Slot {
   char pad[48];
 };
 
+size_t SharedGroup::slot_bytes(int size) {
+  return std::min(kMostSlotBytes, kGroupBytes / static_cast<size_t>(size) / 64 * 64);
+}
+
 size_t SharedGroup::bytes(int size) {
   return sizeof(Header) +
-         static_cast<size_t>(size) * (sizeof(Seat) + 2 * (sizeof(Slot) + kSlotBytes));
+         static_cast<size_t>(size) * (sizeof(Seat) + 2 * (sizeof(Slot) + slot_bytes(size)));
 }
 
 SharedGroup::SharedGroup(std::byte* memory, int rank, int size, Options options)
-    : memory_(memory), rank_(rank), size_(size), options_(std::move(options)) {
+    : memory_(memory),
+      rank_(rank),
+      size_(size),
+      options_(std::move(options)),
+      slot_bytes_(slot_bytes(size)) {
   static_assert(std::atomic<uint64_t>::is_always_lock_free);
 }
 
@@ -56,7 +66,7 @@ SharedGroup::Seat& SharedGroup::seat(int rank) const {
 SharedGroup::Slot& SharedGroup::slot(int rank) const {
   std::byte* slots = memory_ + sizeof(Header) + static_cast<size_t>(size_) * sizeof(Seat);
   const size_t index = static_cast<size_t>(rank) * 2 + (count_ & 1);
-  return *reinterpret_cast<Slot*>(slots + index * (sizeof(Slot) + kSlotBytes));
+  return *reinterpret_cast<Slot*>(slots + index * (sizeof(Slot) + slot_bytes_));
 }
 
 std::byte* SharedGroup::slot_data(int rank) const {
@@ -68,6 +78,18 @@ void SharedGroup::close(const std::string& reason) {
   if (header.closing.exchange(1) != 0) return;
   std::strncpy(header.reason, reason.c_str(), sizeof header.reason - 1);
   header.closed.store(1);
+}
+
+void SharedGroup::abort(const std::string& reason) {
+  close(reason);
+  reinterpret_cast<Header*>(memory_)->aborted.store(1);
+}
+
+bool SharedGroup::aborted(std::string& reason) const {
+  const auto& header = *reinterpret_cast<const Header*>(memory_);
+  if (!header.aborted.load() || !header.closed.load()) return false;
+  reason = header.reason;
+  return true;
 }
 
 void SharedGroup::fail_closed(const Call& call) const {
@@ -182,10 +204,10 @@ void SharedGroup::reduce_parts(const Call& call, std::span<float> data) {
 
 void SharedGroup::all_reduce_sum(std::span<float> data) {
   const Call call{"all_reduce_sum", kAllReduce, 0, data.size_bytes()};
-  if (data.size_bytes() <= kWholeBytes) return reduce_whole(call, data);
-  constexpr size_t kMost = kSlotBytes / sizeof(float);
-  for (; !data.empty(); data = data.subspan(std::min(kMost, data.size()))) {
-    reduce_parts(call, data.first(std::min(kMost, data.size())));
+  if (data.size_bytes() <= std::min(kWholeBytes, slot_bytes_)) return reduce_whole(call, data);
+  const size_t most = slot_bytes_ / sizeof(float);
+  for (; !data.empty(); data = data.subspan(std::min(most, data.size()))) {
+    reduce_parts(call, data.first(std::min(most, data.size())));
   }
 }
 
@@ -193,7 +215,7 @@ void SharedGroup::all_gather(std::span<const std::byte> in, std::span<std::byte>
   const Call call{"all_gather", kAllGather, 0, in.size()};
   size_t at = 0;
   do {
-    const size_t n = std::min(kSlotBytes, in.size() - at);
+    const size_t n = std::min(slot_bytes_, in.size() - at);
     begin(call);
     if (n > 0) std::memcpy(slot_data(rank_), in.data() + at, n);
     publish(call);
@@ -212,7 +234,7 @@ void SharedGroup::broadcast(std::span<std::byte> data, int root) {
   const Call call{"broadcast", kBroadcast, static_cast<uint32_t>(root), data.size()};
   size_t at = 0;
   do {
-    const size_t n = std::min(kSlotBytes, data.size() - at);
+    const size_t n = std::min(slot_bytes_, data.size() - at);
     begin(call);
     if (rank_ == root && n > 0) std::memcpy(slot_data(rank_), data.data() + at, n);
     publish(call);

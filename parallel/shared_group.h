@@ -56,8 +56,11 @@ class SharedGroup {
   void barrier();
 
   void set_limit(std::chrono::milliseconds limit) { options_.limit = limit; }
-  // From any thread: every pending and later call of any rank throws kAborted.
+  // From any thread: every pending and later call of any rank throws kAborted. aborted() tells the
+  // other ranks, which may wait elsewhere, that it was not this group alone.
   void close(const std::string& reason);
+  void abort(const std::string& reason);
+  bool aborted(std::string& reason) const;
 
  private:
   struct Header;
@@ -71,6 +74,7 @@ class SharedGroup {
     uint64_t bytes;
   };
 
+  static size_t slot_bytes(int size);
   Seat& seat(int rank) const;
   Slot& slot(int rank) const;  // of the collective in hand
   std::byte* slot_data(int rank) const;
@@ -91,6 +95,7 @@ class SharedGroup {
   int rank_;
   int size_;
   Options options_;
+  size_t slot_bytes_;
   uint64_t count_ = 0;  // collectives entered
 };
 

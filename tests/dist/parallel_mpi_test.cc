@@ -4,6 +4,10 @@
 
 #include <unistd.h>
 
+#include <ctime>
+#include <functional>
+
+#include "base/error.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/world.h"
 #include "tests/support/communicator_cases.h"
@@ -45,6 +49,56 @@ INSTANTIATE_TEST_SUITE_P(Communicator, MpiMessages, testing::ValuesIn(all_cases(
                          [](const auto& info) { return info.param.name; });
 
 TEST(Mpi, ManyRandomAllReduces) { check_random_all_reduces(*g_world, 100'000, 2000, 1); }
+
+// The whole of what a server has: communicators, stage edges and the doorbell, over MPI. Idle ranks
+// use no CPU (2% of a core would be 10 ms here), though Open MPI ranks that wait in MPI would spin.
+TEST(Mpi, WorldSleepsOnItsDoorbell) {
+  const ModelShape model{.layers = 6,
+                         .hidden = 64,
+                         .q_heads = 8,
+                         .kv_heads = 4,
+                         .head_dim = 16,
+                         .ffn = 256,
+                         .vocab = 515};
+  const int size = g_world->size();
+  const ParallelLayout layout = make_layout(choose_layout(model, size, size), model, size);
+  World world = make_world(g_world->split(0, "control"), layout);
+  check_random_all_reduces(*world.tp, 50, 5000, 9);
+  if (world.rank == 0) {
+    usleep(500'000);
+    world.doorbell->ring();
+  } else {
+    const auto cpu_ms = [] { return 1000.0 * static_cast<double>(clock()) / CLOCKS_PER_SEC; };
+    const double before = cpu_ms();
+    world.doorbell->sleep();
+    EXPECT_LT(cpu_ms() - before, 10.0);
+  }
+  world.control->barrier();
+}
+
+// Last, since it ends a family of communicators: all that was split from one is aborted with it.
+TEST(MpiLast, AbortReachesEveryRankOfTheHost) {
+  if (g_world->size() == 1) return;
+  auto process = std::make_shared<MpiProcess>(true);
+  auto doomed = make_mpi_communicator(MPI_COMM_WORLD, "doomed", process);
+  auto child = doomed->split(0, "child");
+  doomed->set_deadline(std::chrono::seconds(10));
+  if (doomed->rank() == 0) doomed->abort("a flood");
+  std::byte byte{};
+  const std::function<void()> waits[] = {[&] { child->recv(std::span(&byte, 1), 0, 1); },
+                                         [&] { doomed->barrier(); }, [&] { child->barrier(); },
+                                         [&] { child->probe(0, 1, true); }};
+  for (const auto& wait : waits) {
+    try {
+      wait();
+      ADD_FAILURE() << "passed a barrier of an aborted world";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kAborted) << error.what();
+      EXPECT_NE(std::string(error.what()).find("a flood"), std::string::npos) << error.what();
+    }
+  }
+  g_world->barrier();
+}
 
 // Failures of ranks other than 0 are printed too, but not their progress.
 class OnlyFailures : public testing::EmptyTestEventListener {
