@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -13,50 +12,62 @@
 namespace trireme {
 namespace {
 
-// Follows the parser and refuses depth and duplicate keys before they become memory.
-class Guard {
+// A first pass that keeps nothing but the keys of the open objects: depth and duplicates are
+// refused before a tree is built. (The library's callback parser would do, if it were not
+// quadratic.)
+class Guard : public nlohmann::json_sax<Json> {
  public:
   explicit Guard(const std::string& what) : what_(what) {}
 
-  bool operator()(int depth, Json::parse_event_t event, Json& parsed) {
-    using Event = Json::parse_event_t;
-    if (event == Event::object_start || event == Event::array_start) {
-      if (depth >= kMaxJsonDepth) {
-        fail(ErrorCode::kDataLoss, "{}: JSON is nested deeper than {} levels", what_,
-             kMaxJsonDepth);
-      }
-      if (event == Event::object_start) keys_of(depth + 1).clear();
-    } else if (event == Event::key) {
-      const auto& key = parsed.get_ref<const std::string&>();
-      if (!keys_of(depth).insert(key).second) {
-        fail(ErrorCode::kDataLoss, "{}: JSON key '{}' occurs twice in one object", what_,
-             printable(key));
-      }
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+
+  bool start_object(size_t) override { return open(); }
+  bool end_object() override { return close(); }
+  bool start_array(size_t) override { return open(); }
+  bool end_array() override { return close(); }
+
+  bool key(string_t& name) override {
+    if (!keys_.back().insert(name).second) {
+      fail(ErrorCode::kDataLoss, "{}: JSON key '{}' occurs twice in one object", what_,
+           printable(name));
     }
     return true;
   }
 
+  bool parse_error(size_t, const std::string&, const nlohmann::json::exception& error) override {
+    fail(ErrorCode::kDataLoss, "{}: not valid JSON: {}", what_, printable(error.what()));
+  }
+
  private:
-  std::unordered_set<std::string>& keys_of(int depth) {
-    if (keys_.size() <= static_cast<size_t>(depth)) keys_.resize(static_cast<size_t>(depth) + 1);
-    return keys_[static_cast<size_t>(depth)];
+  bool open() {
+    if (keys_.size() >= static_cast<size_t>(kMaxJsonDepth)) {
+      fail(ErrorCode::kDataLoss, "{}: JSON is nested deeper than {} levels", what_, kMaxJsonDepth);
+    }
+    keys_.emplace_back();
+    return true;
+  }
+  bool close() {
+    keys_.pop_back();
+    return true;
   }
 
   const std::string& what_;
-  std::vector<std::unordered_set<std::string>> keys_;
+  std::vector<std::unordered_set<std::string>> keys_;  // of each object or array that is open
 };
 
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& what) {
-  auto guard = std::make_shared<Guard>(what);  // the parser copies its callback
+  Guard guard(what);
+  Json::sax_parse(text.begin(), text.end(), &guard);
   try {
-    return Json::parse(
-        text.begin(), text.end(),
-        [guard](int depth, Json::parse_event_t event, Json& parsed) {
-          return (*guard)(depth, event, parsed);
-        },
-        true);
+    return Json::parse(text.begin(), text.end());
   } catch (const nlohmann::json::exception& error) {
     fail(ErrorCode::kDataLoss, "{}: not valid JSON: {}", what, printable(error.what()));
   }

@@ -1,5 +1,7 @@
-foreach(name gguf safetensors)
+foreach(name config gguf safetensors)
   trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_model)
 endforeach()
 trireme_test(parity_test SOURCES parity_test.cc DEPENDS trireme_test_model TIMEOUT 120
              LABELS threads)
+trireme_test(parity_smollm2_test SOURCES parity_smollm2_test.cc DEPENDS trireme_test_model
+             TIMEOUT 300 LABELS threads)
