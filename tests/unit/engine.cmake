@@ -6,3 +6,5 @@ trireme_test(engine_test SOURCES engine_test.cc DEPENDS trireme_test_engine trir
              TIMEOUT 120)
 trireme_test(engine_equality_test SOURCES engine_equality_test.cc DEPENDS trireme_test_engine
              TIMEOUT 120)
+trireme_test(instance_test SOURCES instance_test.cc DEPENDS trireme_test_engine TIMEOUT 120)
+trireme_test(worker_test SOURCES worker_test.cc DEPENDS trireme_engine TIMEOUT 30)
