@@ -1,0 +1,590 @@
+// A real server on a loopback port, before a scripted engine: every call, every refusal.
+#include "runtime/coordinator.h"
+
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <optional>
+#include <thread>
+
+#include "base/error.h"
+#include "clients/client.h"
+#include "clients/client_channel.h"
+#include "runtime/coordinator_status.h"
+#include "tests/unit/scripted_engine.h"
+#include "trireme/v1/trireme.grpc.pb.h"
+
+namespace trireme::test {
+namespace {
+
+using namespace std::chrono_literals;
+
+struct Options {
+  ScriptedEngine::Script script = nullptr;
+  size_t capacity = 1000;
+  std::vector<std::string> words = {};
+  bool tokenizer = true;
+  int32_t max_context = 10'000;
+};
+
+// Engine, frontend, server and a client of it.
+class Service {
+ public:
+  explicit Service(const Options& options = {})
+      : tokenizer_(byte_tokenizer(options.words)), engine(options.script, options.capacity) {
+    CoordinatorConfig listen;
+    listen.listen = "127.0.0.1:0";
+    FrontendConfig config;
+    config.vocab = kVocab;
+    config.max_context = options.max_context;
+    config.eos_ids = {kEos};
+    frontend.emplace(engine, options.tokenizer ? &tokenizer_ : nullptr, config);
+    coordinator.emplace(listen);
+    ServerDescription description;
+    description.version = "1.2.3";
+    description.layout = "tensor=1";
+    description.model.name = "letters";
+    description.pool.blocks = {100};
+    coordinator->serve(*frontend, engine, description);
+    client.emplace(address());
+  }
+  ~Service() {
+    engine.stop();
+    coordinator->shutdown(0ms);
+  }
+  std::string address() const { return "127.0.0.1:" + std::to_string(coordinator->port()); }
+
+ private:
+  const Tokenizer tokenizer_;
+
+ public:
+  ScriptedEngine engine;
+  std::optional<Frontend> frontend;
+  std::optional<Coordinator> coordinator;
+  std::optional<Client> client;
+};
+
+v1::GenerateRequest request(int32_t max_tokens = 5, const std::string& text = "hello") {
+  v1::GenerateRequest request;
+  request.set_text(text);
+  request.mutable_stop()->set_max_tokens(max_tokens);
+  return request;
+}
+
+struct Outcome {
+  v1::Accepted accepted;
+  std::string text;
+  std::vector<int32_t> ids;
+  std::vector<v1::OutputDelta> deltas;
+  v1::OutputDelta last;
+  int ends = 0;
+};
+
+void take(const v1::GenerateEvent& event, Outcome& outcome) {
+  if (event.has_accepted()) {
+    EXPECT_TRUE(outcome.deltas.empty());
+    outcome.accepted = event.accepted();
+    return;
+  }
+  const v1::OutputDelta& delta = event.delta();
+  outcome.text += delta.text();
+  outcome.ids.insert(outcome.ids.end(), delta.token_ids().begin(), delta.token_ids().end());
+  outcome.deltas.push_back(delta);
+  if (delta.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) return;
+  outcome.last = delta;
+  ++outcome.ends;
+}
+
+Outcome drain(EventStream stream) {
+  Outcome outcome;
+  v1::GenerateEvent event;
+  while (stream.next(event)) take(event, outcome);
+  return outcome;
+}
+
+// The error that a call ends with.
+template <typename Call>
+Error error_of(Call&& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error;
+  }
+  return {ErrorCode::kInternal, "it did not fail"};
+}
+
+bool eventually(const std::function<bool()>& condition) {
+  for (int i = 0; i < 5000; ++i) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(1ms);
+  }
+  return false;
+}
+
+TEST(Coordinator, StreamsARequest) {
+  Service service;
+  service.engine.start(100us);
+  v1::GenerateRequest wire = request();
+  wire.set_request_id("mine");
+  wire.mutable_sampling()->set_seed(9);
+  const Outcome outcome = drain(service.client->generate(wire));
+  EXPECT_EQ(outcome.accepted.request_id(), "mine");
+  EXPECT_EQ(outcome.accepted.seed(), 9u);
+  EXPECT_EQ(outcome.accepted.prompt_tokens(), 5);
+  EXPECT_EQ(outcome.text, "abcde");
+  EXPECT_EQ(outcome.ids, (std::vector<int32_t>{'a', 'b', 'c', 'd', 'e'}));
+  EXPECT_EQ(outcome.ends, 1);
+  EXPECT_EQ(outcome.last.finish_reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(outcome.last.usage().prompt_tokens(), 5);
+  EXPECT_EQ(outcome.last.usage().cached_tokens(), 3);
+  EXPECT_EQ(outcome.last.usage().completion_tokens(), 5);
+}
+
+TEST(Coordinator, EveryFieldArrives) {
+  Service service;
+  v1::GenerateRequest wire;
+  for (const char c : std::string("hey")) wire.mutable_token_ids()->add_ids(c);
+  auto* sampling = wire.mutable_sampling();
+  sampling->set_temperature(0.25f);
+  sampling->set_top_k(3);
+  sampling->set_top_p(0.5f);
+  sampling->set_min_p(0.125f);
+  sampling->set_repetition_penalty(1.5f);
+  sampling->set_presence_penalty(-1.0f);
+  sampling->set_frequency_penalty(1.0f);
+  (*sampling->mutable_logit_bias())[7] = 2.5f;
+  sampling->add_allowed_tokens(8);
+  sampling->add_banned_tokens(9);
+  sampling->set_seed(10);
+  wire.mutable_stop()->set_max_tokens(4);
+  wire.mutable_stop()->set_min_tokens(2);
+  wire.mutable_stop()->add_stop_ids(11);
+  wire.mutable_logprobs()->set_logprobs(2);
+  wire.mutable_logprobs()->set_prompt_logprobs(1);
+  wire.set_n(2);
+  wire.set_priority(-4);
+  service.engine.start(100us);
+  const Outcome outcome = drain(service.client->generate(wire));
+  EXPECT_EQ(outcome.ends, 2);
+  const Sequence seen = service.engine.seen().at(1);
+  EXPECT_EQ(seen.tokens, (std::vector<int32_t>{'h', 'e', 'y'}));
+  EXPECT_EQ(seen.priority, -4);
+  EXPECT_EQ(seen.output_index, 1u);
+  const SamplingParams& s = seen.sampling;
+  EXPECT_EQ(s.temperature, 0.25f);
+  EXPECT_EQ(s.top_k, 3);
+  EXPECT_EQ(s.top_p, 0.5f);
+  EXPECT_EQ(s.min_p, 0.125f);
+  EXPECT_EQ(s.repetition_penalty, 1.5f);
+  EXPECT_EQ(s.presence_penalty, -1.0f);
+  EXPECT_EQ(s.frequency_penalty, 1.0f);
+  EXPECT_EQ(s.logit_bias, (std::vector<std::pair<int32_t, float>>{{7, 2.5f}}));
+  EXPECT_EQ(s.allowed_tokens, std::vector<int32_t>{8});
+  EXPECT_EQ(s.banned_tokens, std::vector<int32_t>{9});
+  EXPECT_EQ(s.seed, 10u);
+  EXPECT_EQ(s.max_tokens, 4);
+  EXPECT_EQ(s.min_tokens, 2);
+  EXPECT_EQ(s.stop_ids, (std::vector<int32_t>{11, kEos}));
+  EXPECT_EQ(s.logprobs, 2);
+  EXPECT_EQ(s.prompt_logprobs, 1);
+  size_t logprobs = 0, prompt_logprobs = 0;
+  for (const auto& delta : outcome.deltas) {
+    logprobs += delta.logprobs_size();
+    prompt_logprobs += delta.prompt_logprobs_size();
+    for (const auto& one : delta.logprobs()) {
+      EXPECT_EQ(one.top_size(), 2);
+      EXPECT_EQ(one.chosen().token(), std::string(1, static_cast<char>(one.chosen().token_id())));
+      EXPECT_EQ(one.chosen().logprob(), -0.5f);
+    }
+  }
+  EXPECT_EQ(logprobs, 8u);
+  EXPECT_EQ(prompt_logprobs, 4u);
+}
+
+TEST(Coordinator, UnsetFieldsTakeTheDefaultsOfTheWire) {
+  Service service;
+  v1::GenerateRequest wire;
+  wire.set_text("a");
+  service.engine.start(100us);
+  EXPECT_EQ(drain(service.client->generate(wire)).ids.size(), 16u);
+  const SamplingParams s = service.engine.seen().at(0).sampling;
+  EXPECT_EQ(s.temperature, 1.0f);
+  EXPECT_EQ(s.top_p, 1.0f);
+  EXPECT_EQ(s.repetition_penalty, 1.0f);
+  EXPECT_EQ(s.logprobs, -1);
+}
+
+TEST(Coordinator, UnaryCalls) {
+  Service service;
+  EXPECT_EQ(service.client->server_info().version(), "1.2.3");
+  EXPECT_EQ(service.client->server_info().kv_token_capacity(), 1600);
+  EXPECT_EQ(service.client->model_info().name(), "letters");
+  EXPECT_EQ(service.client->model_info().max_context(), 10'000);
+  EXPECT_TRUE(service.client->model_info().has_tokenizer());
+  EXPECT_EQ(service.client->tokenize("hi"), (std::vector<int32_t>{'h', 'i'}));
+  EXPECT_EQ(service.client->detokenize({'h', kEos, 'i'}), "hi");
+  EXPECT_EQ(service.client->detokenize({'h', kEos, 'i'}, false), "h<eos>i");
+  EXPECT_FALSE(service.client->abort("nobody"));
+  auto stream = service.client->generate(request());
+  v1::GenerateEvent event;
+  ASSERT_TRUE(stream.next(event));
+  EXPECT_EQ(service.client->load().requests(), 1);
+  EXPECT_EQ(service.client->load().running(), 1);
+  EXPECT_TRUE(service.client->abort(event.accepted().request_id()));
+  Outcome outcome;
+  while (stream.next(event)) take(event, outcome);
+  EXPECT_EQ(outcome.last.finish_reason(), v1::FINISH_REASON_ABORTED);
+  EXPECT_EQ(service.client->load().requests(), 0);
+}
+
+TEST(Coordinator, RefusalsAreStatuses) {
+  Service service({.capacity = 1});
+  const auto refused = [&](const v1::GenerateRequest& wire) {
+    return error_of([&] { drain(service.client->generate(wire)); });
+  };
+  v1::GenerateRequest bad = request();
+  bad.mutable_sampling()->set_temperature(std::nanf(""));
+  EXPECT_EQ(refused(bad).code(), ErrorCode::kInvalidArgument);
+  EXPECT_NE(std::string(refused(bad).what()).find("temperature"), std::string::npos);
+  bad = request();
+  bad.mutable_logprobs()->set_logprobs(-1);
+  EXPECT_NE(std::string(refused(bad).what()).find("logprobs"), std::string::npos);
+  EXPECT_NE(std::string(refused(v1::GenerateRequest()).what()).find("prompt"), std::string::npos);
+
+  v1::GenerateRequest first = request();
+  first.set_request_id("one");
+  auto stream = service.client->generate(first);
+  v1::GenerateEvent event;
+  ASSERT_TRUE(stream.next(event));
+  EXPECT_EQ(refused(first).code(), ErrorCode::kAlreadyExists);
+  auto full = service.client->generate(request());
+  EXPECT_EQ(error_of([&] { full.next(event); }).code(), ErrorCode::kResourceExhausted);
+  EXPECT_EQ(full.retry_after(), 1000ms);
+
+  v1::AttachRequest attach;
+  attach.set_request_id("nobody");
+  const auto attached = [&] { return error_of([&] { drain(service.client->attach(attach)); }); };
+  EXPECT_EQ(attached().code(), ErrorCode::kNotFound);
+  attach.set_request_id("one");
+  attach.add_from_token_index(1);
+  EXPECT_EQ(attached().code(), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(error_of([&] { service.client->detokenize({-1}); }).code(),
+            ErrorCode::kInvalidArgument);
+  service.engine.refuse_all();
+  EXPECT_EQ(refused(request()).code(), ErrorCode::kUnavailable);
+}
+
+TEST(Coordinator, CallsThatNeedATokenizerSaySo) {
+  Service service({.tokenizer = false});
+  EXPECT_FALSE(service.client->model_info().has_tokenizer());
+  EXPECT_EQ(error_of([&] { service.client->tokenize("a"); }).code(),
+            ErrorCode::kFailedPrecondition);
+  EXPECT_EQ(error_of([&] { drain(service.client->generate(request())); }).code(),
+            ErrorCode::kInvalidArgument);
+}
+
+TEST(Coordinator, StatusesAndErrorsMapBothWays) {
+  for (int code = 0; code <= static_cast<int>(ErrorCode::kInternal); ++code) {
+    const auto error = static_cast<ErrorCode>(code);
+    EXPECT_EQ(to_error_code(to_status_code(error)), error) << to_string(error);
+  }
+}
+
+TEST(Coordinator, BrokenUtf8IsNamed) {
+  Service service;
+  v1::GenerateRequest wire = request(5, "ab\xff");
+  const Error text = error_of([&] { drain(service.client->generate(wire)); });
+  EXPECT_EQ(text.code(), ErrorCode::kInvalidArgument);
+  EXPECT_STREQ(text.what(), "text is not UTF-8: byte 2 is wrong");
+  wire = request();
+  wire.mutable_stop()->add_stop("\xc3(");
+  const Error stop = error_of([&] { drain(service.client->generate(wire)); });
+  EXPECT_STREQ(stop.what(), "stop.stop is not UTF-8: byte 0 is wrong");
+  EXPECT_EQ(error_of([&] { service.client->tokenize("\xff"); }).code(),
+            ErrorCode::kInvalidArgument);
+}
+
+TEST(Coordinator, CancelAndDeadlineAbort) {
+  Service service;
+  v1::GenerateEvent event;
+  {
+    auto stream = service.client->generate(request(1000));
+    ASSERT_TRUE(stream.next(event));
+    service.engine.steps(2);
+    stream.cancel();
+    EXPECT_EQ(error_of([&] {
+                while (stream.next(event)) {
+                }
+              }).code(),
+              ErrorCode::kCancelled);
+  }
+  EXPECT_TRUE(eventually([&] { return service.frontend->live_requests() == 0; }));
+  service.engine.step();
+  EXPECT_EQ(service.engine.live(), 0u);
+
+  auto late = service.client->generate(request(1000), 100ms);
+  ASSERT_TRUE(late.next(event));
+  EXPECT_EQ(error_of([&] {
+              while (late.next(event)) {
+              }
+            }).code(),
+            ErrorCode::kDeadlineExceeded);
+  EXPECT_TRUE(eventually([&] { return service.frontend->live_requests() == 0; }));
+  service.engine.step();
+  EXPECT_EQ(service.engine.live(), 0u);
+}
+
+TEST(Coordinator, GoesOnAfterDisconnectIfAsked) {
+  Service service;
+  v1::GenerateRequest wire = request(10);
+  wire.set_request_id("mine");
+  wire.set_on_disconnect(v1::ON_DISCONNECT_CONTINUE);
+  v1::GenerateEvent event;
+  Outcome seen;
+  {
+    auto stream = service.client->generate(wire);
+    ASSERT_TRUE(stream.next(event));
+    service.engine.steps(3);
+    while (seen.ids.size() < 3 && stream.next(event)) take(event, seen);
+  }  // gone
+  EXPECT_EQ(seen.text, "abc");
+  service.engine.steps(2);
+  EXPECT_EQ(service.frontend->live_requests(), 1);
+  v1::AttachRequest attach;
+  attach.set_request_id("mine");
+  attach.add_from_token_index(3);
+  {
+    auto stream = service.client->attach(attach);
+    ASSERT_TRUE(stream.next(event));
+    EXPECT_EQ(event.accepted().request_id(), "mine");
+  }  // an attached reader's end does not touch the request either
+  auto stream = service.client->attach(attach);
+  service.engine.steps(10);
+  const Outcome rest = drain(std::move(stream));
+  EXPECT_EQ(rest.text, "defghij");
+  EXPECT_EQ(rest.deltas.front().token_index(), 3);
+  const Outcome again = drain(service.client->attach(attach));  // after the end
+  EXPECT_EQ(again.text, "defghij");
+  EXPECT_EQ(again.last.finish_reason(), v1::FINISH_REASON_LENGTH);
+}
+
+TEST(Coordinator, ResumesAfterPriorTokens) {
+  Service service;
+  service.engine.start(100us);
+  v1::GenerateRequest wire = request(6);
+  wire.mutable_sampling()->set_seed(1);
+  for (const char c : std::string("ab")) wire.add_prior_token_ids(c);
+  const Outcome outcome = drain(service.client->generate(wire));
+  EXPECT_EQ(outcome.text, "cdef");
+  EXPECT_EQ(outcome.deltas.front().token_index(), 2);
+  EXPECT_EQ(outcome.last.usage().completion_tokens(), 6);
+}
+
+// Megabytes are generated for a client that does not read. Others go on; what it is owed stays in
+// the record and comes in few, large messages once it reads.
+TEST(Coordinator, AStalledClientHoldsUpNobody) {
+  constexpr int32_t kTokens = 6000;
+  Service service({.script = [](const Sequence&) { return kWords; },
+                   .words = {std::string(1000, 'x')},
+                   .max_context = kTokens + 10});
+  const auto stub = v1::Trireme::NewStub(make_channel(service.address()));
+  grpc::ClientContext context;
+  const auto stalled = stub->Generate(&context, request(kTokens));
+  v1::GenerateEvent event;
+  ASSERT_TRUE(stalled->Read(&event));
+  for (int i = 0; i < kTokens; ++i) {
+    service.engine.step();
+    if (i % 1000 != 0) continue;
+    auto other = service.client->generate(request(1));
+    ASSERT_TRUE(other.next(event));
+    service.engine.step();
+    EXPECT_EQ(drain(std::move(other)).text.size(), 1000u);
+  }
+  EXPECT_TRUE(eventually([&] { return service.frontend->live_requests() == 0; }));
+  Outcome outcome;
+  while (stalled->Read(&event)) take(event, outcome);
+  EXPECT_TRUE(stalled->Finish().ok());
+  EXPECT_EQ(outcome.ids.size(), static_cast<size_t>(kTokens));
+  EXPECT_EQ(outcome.text.size(), static_cast<size_t>(kTokens) * 1000);
+  EXPECT_LT(outcome.deltas.size(), 2000u);
+  EXPECT_EQ(outcome.ends, 1);
+}
+
+// ---- the server itself
+
+// One call with raw bytes; gives the status, and the answers strung together.
+std::pair<grpc::Status, std::string> raw_call(const std::string& address, const std::string& method,
+                                              const std::string& bytes) {
+  grpc::GenericStub stub(make_channel(address));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + 10s);
+  grpc::CompletionQueue queue;
+  const auto wait = [&queue] {
+    void* tag = nullptr;
+    bool ok = false;
+    return queue.Next(&tag, &ok) && ok;
+  };
+  const auto call = stub.PrepareCall(&context, method, &queue);
+  call->StartCall(nullptr);
+  wait();
+  grpc::Slice slice(bytes);
+  call->WriteLast(grpc::ByteBuffer(&slice, 1), {}, nullptr);
+  wait();
+  std::string answers;
+  for (;;) {
+    grpc::ByteBuffer buffer;
+    call->Read(&buffer, nullptr);
+    if (!wait()) break;
+    grpc::Slice answer;
+    if (buffer.DumpToSingleSlice(&answer).ok()) {
+      answers.append(reinterpret_cast<const char*>(answer.begin()), answer.size());
+    }
+  }
+  grpc::Status status;
+  call->Finish(&status, nullptr);
+  wait();
+  return {status, answers};
+}
+
+TEST(Server, RefusesBytesThatAreNoMessage) {
+  Service service;
+  for (const char* method : {"Generate", "Attach", "Abort", "Tokenize", "Detokenize"}) {
+    const auto [status, answers] =
+        raw_call(service.address(), std::string("/trireme.v1.Trireme/") + method, "\xff\xff\xff");
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << method;
+    EXPECT_EQ(answers, "");
+  }
+  EXPECT_EQ(raw_call(service.address(), "/trireme.v1.Trireme/Nothing", "").first.error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST(Server, ReflectionListsAndDescribesTheServices) {
+  Service service;
+  const std::string method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+  const auto [status, list] = raw_call(service.address(), method, "\x3a\x01*");  // list_services
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_NE(list.find("trireme.v1.Trireme"), std::string::npos);
+  EXPECT_NE(list.find("grpc.health.v1.Health"), std::string::npos);
+  const std::string symbol = "trireme.v1.GenerateRequest";
+  const auto [found, file] =  // file_containing_symbol
+      raw_call(service.address(), method, "\x22" + std::string(1, char(symbol.size())) + symbol);
+  EXPECT_TRUE(found.ok());
+  EXPECT_NE(file.find("trireme/v1/trireme.proto"), std::string::npos);
+}
+
+TEST(Server, IsHealthyOnlyWhileItServes) {
+  CoordinatorConfig config;
+  config.listen = "127.0.0.1:0";
+  const auto port_file =
+      std::filesystem::temp_directory_path() / ("trireme_port_" + std::to_string(getpid()));
+  config.port_file = port_file;
+  Coordinator coordinator(config);
+  Client client("127.0.0.1:" + std::to_string(coordinator.port()));
+  EXPECT_FALSE(client.healthy());
+  EXPECT_FALSE(std::filesystem::exists(port_file));
+  EXPECT_EQ(error_of([&] { client.load(); }).code(), ErrorCode::kUnavailable);
+  EXPECT_EQ(error_of([&] { drain(client.generate(request())); }).code(), ErrorCode::kUnavailable);
+  EXPECT_EQ(error_of([&] { client.wait_healthy(100ms); }).code(), ErrorCode::kDeadlineExceeded);
+
+  const Tokenizer tokenizer = byte_tokenizer();
+  ScriptedEngine engine;
+  FrontendConfig frontend_config;
+  frontend_config.vocab = kVocab;
+  Frontend frontend(engine, &tokenizer, frontend_config);
+  coordinator.serve(frontend, engine, {});
+  client.wait_healthy(5s);
+  int port = 0;
+  std::ifstream(port_file) >> port;
+  EXPECT_EQ(port, coordinator.port());
+  std::filesystem::remove(port_file);
+
+  // Within its grace a live request goes on, but no new one is taken.
+  auto stream = client.generate(request());
+  v1::GenerateEvent event;
+  ASSERT_TRUE(stream.next(event));
+  std::thread ending([&] { coordinator.shutdown(10s); });
+  EXPECT_TRUE(eventually([&] { return !client.healthy(); }));
+  EXPECT_EQ(error_of([&] { drain(client.generate(request())); }).code(), ErrorCode::kUnavailable);
+  engine.steps(5);
+  EXPECT_EQ(drain(std::move(stream)).text, "abcde");
+  ending.join();
+}
+
+TEST(Server, ShutdownWithoutGraceEndsStreamsAndStalledClients) {
+  Options options;
+  options.script = [](const Sequence&) { return kWords; };
+  options.words = {std::string(1000, 'x')};
+  Service service(options);
+  auto reading = service.client->generate(request(5000));
+  v1::GenerateEvent event;
+  ASSERT_TRUE(reading.next(event));
+  const auto stub = v1::Trireme::NewStub(make_channel(service.address()));
+  grpc::ClientContext context;
+  const auto stalled = stub->Generate(&context, request(5000));
+  ASSERT_TRUE(stalled->Read(&event));
+  service.engine.steps(4000);
+  std::thread ending([&] { service.coordinator->shutdown(0ms); });
+  const Outcome outcome = drain(std::move(reading));
+  EXPECT_EQ(outcome.last.finish_reason(), v1::FINISH_REASON_ABORTED);
+  ending.join();  // though one client never reads
+  context.TryCancel();
+  while (stalled->Read(&event)) {
+  }
+  EXPECT_FALSE(stalled->Finish().ok());
+}
+
+TEST(Server, TwoServersOnOnePortConflict) {
+  Service service;
+  for (const char* host : {"127.0.0.1:", "0.0.0.0:", "localhost:"}) {
+    CoordinatorConfig config;
+    config.listen = host + std::to_string(service.coordinator->port());
+    const Error error = error_of([&] { Coordinator second(config); });
+    EXPECT_EQ(error.code(), ErrorCode::kUnavailable);
+    EXPECT_NE(std::string(error.what()).find("in use"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Server, BadAddressesAreRefused) {
+  for (const char* address : {"", "50051", ":50051", "localhost", "localhost:", "localhost:x",
+                              "localhost:65536", "localhost:-1", "::1:50051", "localhost:1 2"}) {
+    CoordinatorConfig config;
+    config.listen = address;
+    EXPECT_EQ(error_of([&] { Coordinator server(config); }).code(), ErrorCode::kInvalidArgument)
+        << address;
+  }
+  CoordinatorConfig elsewhere;
+  elsewhere.listen = "192.0.2.1:0";  // not an address of any machine (RFC 5737)
+  EXPECT_EQ(error_of([&] { Coordinator server(elsewhere); }).code(), ErrorCode::kUnavailable);
+}
+
+// Many short requests at once, some cancelled: all end, and nothing is left.
+TEST(Server, ManyClientsLeaveNothingBehind) {
+  Service service;
+  service.engine.start(100us);
+  std::vector<std::thread> threads;
+  std::atomic<int> whole{0};
+  for (int thread = 0; thread < 16; ++thread) {
+    threads.emplace_back([&, thread] {
+      for (int i = 0; i < 25; ++i) {
+        auto stream = service.client->generate(request(1 + (i + thread) % 30));
+        if (i % 5 == 4) {
+          v1::GenerateEvent event;
+          stream.next(event);
+          continue;  // cancelled by the destructor
+        }
+        whole += drain(std::move(stream)).ends;
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(whole, 16 * 20);
+  EXPECT_TRUE(eventually(
+      [&] { return service.frontend->live_requests() == 0 && service.engine.live() == 0; }));
+}
+
+}  // namespace
+}  // namespace trireme::test
