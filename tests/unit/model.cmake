@@ -5,3 +5,5 @@ trireme_test(parity_test SOURCES parity_test.cc DEPENDS trireme_test_model TIMEO
              LABELS threads)
 trireme_test(parity_smollm2_test SOURCES parity_smollm2_test.cc DEPENDS trireme_test_model
              TIMEOUT 300 LABELS threads)
+trireme_test(parity_invariance_test SOURCES parity_invariance_test.cc DEPENDS trireme_test_model
+             TIMEOUT 120 LABELS threads)
