@@ -160,14 +160,23 @@ std::unique_ptr<Doorbell> make_doorbell(Communicator& control) {
       std::all_of(hosts.begin(), hosts.end(), [&](const HostId& id) { return id == hosts[0]; });
   if (control.rank() == 0) {
     Invitation invitation;
-    uint16_t port = 0;
-    const Socket listener = listen_tcp(one_host, control.size(), port);
-    invitation = make_invitation(port, one_host);
+    Socket listener;
+    try {
+      uint16_t port = 0;
+      listener = listen_tcp(one_host, control.size(), port);
+      invitation = make_invitation(port, one_host);
+    } catch (const Error&) {
+      control.broadcast(bytes_of(invitation), 0);  // port 0: the others need not wait
+      throw;
+    }
     control.broadcast(bytes_of(invitation), 0);
     return std::make_unique<Ringer>(accept_all(listener, invitation.secret, control.size()));
   }
   Invitation invitation;
   control.broadcast(bytes_of(invitation), 0);
+  if (invitation.port == 0) {
+    fail(ErrorCode::kUnavailable, "doorbell: rank 0 cannot listen for TCP connections");
+  }
   const bool same_host = hosts[static_cast<size_t>(control.rank())] == hosts[0];
   return std::make_unique<Sleeper>(connect_to_ringer(invitation, control.rank(), same_host));
 }

@@ -138,13 +138,15 @@ void SharedGroup::publish(const Call& call) {
   seat(rank_).entered.store(count_, std::memory_order_release);
 }
 
-void SharedGroup::check_same(const Call& call, int rank) const {
+void SharedGroup::check_same(const Call& call, int rank) {
   const Slot& theirs = slot(rank);
   if (theirs.kind == call.kind && theirs.bytes == call.bytes && theirs.root == call.root) return;
-  fail(ErrorCode::kInternal,
-       "{}: mismatch: rank {} is in {} of {} bytes (root {}), rank {} in {} of {} (root {})",
-       options_.name, rank_, call.operation, call.bytes, call.root, rank,
-       kOperations[std::min<uint32_t>(theirs.kind, 4)], theirs.bytes, theirs.root);
+  const std::string what =
+      fmt::format("mismatch: rank {} is in {} of {} bytes (root {}), rank {} in {} of {} (root {})",
+                  rank_, call.operation, call.bytes, call.root, rank,
+                  kOperations[std::min<uint32_t>(theirs.kind, 4)], theirs.bytes, theirs.root);
+  close(what);
+  throw Error(ErrorCode::kInternal, fmt::format("{}: {}", options_.name, what));
 }
 
 // out[0, count) = the slots' elements from `begin` on, added in rank order.

@@ -83,7 +83,7 @@ class SharedGroup {
   void publish(const Call& call);
   void wait_entered(const Call& call, int rank, uint64_t count);
   void wait_summed(const Call& call, int rank);
-  void check_same(const Call& call, int rank) const;
+  void check_same(const Call& call, int rank);
   template <typename Ready>
   void wait(const Call& call, int rank, Ready ready);
   [[noreturn]] void fail_closed(const Call& call) const;
