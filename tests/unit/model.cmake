@@ -7,3 +7,4 @@ trireme_test(parity_smollm2_test SOURCES parity_smollm2_test.cc DEPENDS trireme_
              TIMEOUT 300 LABELS threads)
 trireme_test(parity_invariance_test SOURCES parity_invariance_test.cc DEPENDS trireme_test_model
              TIMEOUT 120 LABELS threads)
+trireme_test(loader_test SOURCES loader_test.cc DEPENDS trireme_test_model)
