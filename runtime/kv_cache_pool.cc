@@ -6,10 +6,13 @@
 #include "base/error.h"
 
 namespace trireme {
+namespace {
+constexpr int32_t kLookAhead = 6;  // blocks
+}
 
 KvGroupBlocks::KvGroupBlocks(int32_t blocks) : blocks_(blocks), free_(blocks) {
   for (int32_t i = 0; i < blocks; ++i) free_[i] = blocks - 1 - i;  // block 0 is taken first
-  table_.assign(std::bit_ceil(static_cast<size_t>(blocks) * 2), kNone);
+  table_.resize(std::bit_ceil(static_cast<size_t>(blocks) * 2));
   mask_ = table_.size() - 1;
 }
 
@@ -48,17 +51,17 @@ void KvGroupBlocks::publish(int32_t block, const PrefixHash& hash) {
   Block& entry = blocks_[block];
   if (entry.findable) return;
   size_t at = home(hash);
-  for (; table_[at] != kNone; at = (at + 1) & mask_) {
-    if (blocks_[table_[at]].hash == hash) return;
+  for (; table_[at].block != kNone; at = next(at)) {
+    if (holds(table_[at], hash)) return;
   }
-  table_[at] = block;
+  table_[at] = {static_cast<uint32_t>(hash.low), block};
   entry.hash = hash;
   entry.findable = true;
 }
 
 int32_t KvGroupBlocks::find(const PrefixHash& hash) const {
-  for (size_t at = home(hash); table_[at] != kNone; at = (at + 1) & mask_) {
-    if (blocks_[table_[at]].hash == hash) return table_[at];
+  for (size_t at = home(hash); table_[at].block != kNone; at = next(at)) {
+    if (holds(table_[at], hash)) return table_[at].block;
   }
   return kNone;
 }
@@ -68,7 +71,7 @@ void KvGroupBlocks::forget_prefixes() {
     free_.push_back(oldest_);
     remove_lru(oldest_);
   }
-  std::fill(table_.begin(), table_.end(), kNone);
+  std::fill(table_.begin(), table_.end(), TableEntry{});
   for (Block& block : blocks_) block.findable = false;
 }
 
@@ -91,15 +94,15 @@ void KvGroupBlocks::remove_lru(int32_t block) {
 // that look-ups never pass over tombstones.
 void KvGroupBlocks::erase_from_table(int32_t block) {
   size_t hole = home(blocks_[block].hash);
-  while (table_[hole] != block) hole = (hole + 1) & mask_;
-  for (size_t at = (hole + 1) & mask_; table_[at] != kNone; at = (at + 1) & mask_) {
-    const size_t wanted = home(blocks_[table_[at]].hash);
+  while (table_[hole].block != block) hole = next(hole);
+  for (size_t at = next(hole); table_[at].block != kNone; at = next(at)) {
+    const size_t wanted = table_[at].key & mask_;
     if (((at - wanted) & mask_) >= ((at - hole) & mask_)) {
       table_[hole] = table_[at];
       hole = at;
     }
   }
-  table_[hole] = kNone;
+  table_[hole] = {};
   blocks_[block].findable = false;
 }
 
@@ -126,8 +129,8 @@ void KvGroupBlocks::check(std::span<const int32_t> expected) const {
     ++findable;
     require(find(blocks_[block].hash) == block, "its hash leads elsewhere", block);
   }
-  const auto entries =
-      std::count_if(table_.begin(), table_.end(), [](int32_t b) { return b >= 0; });
+  const auto entries = std::count_if(table_.begin(), table_.end(),
+                                     [](const TableEntry& e) { return e.block != kNone; });
   require(entries == findable, "the table holds other blocks than the findable ones", findable);
 }
 
@@ -178,6 +181,9 @@ PrefixMatch KvCachePool::match(PrefixChain& chain, std::span<const int32_t> toke
   std::vector<int32_t> run(groups_.size(), 0);
   int32_t best = 0;
   for (int32_t i = 0; i < limit; ++i) {
+    // Hash a few blocks ahead, so that the table's entry is there when it is looked up.
+    const PrefixHash ahead = chain.at(std::min(i + kLookAhead, limit - 1), tokens);
+    for (const KvGroupBlocks& group : groups_) group.prefetch(ahead);
     const PrefixHash hash = chain.at(i, tokens);
     bool usable = true;
     for (size_t g = 0; g < groups_.size(); ++g) {

@@ -58,13 +58,14 @@ class KvGroupBlocks {
   // answer and `block` goes back to being plain when it is released.
   void publish(int32_t block, const PrefixHash& hash);
   int32_t find(const PrefixHash& hash) const;  // kNone if unknown
-  void forget_prefixes();                      // no block is findable any more
+  void prefetch(const PrefixHash& hash) const { __builtin_prefetch(&table_[home(hash)]); }
+  void forget_prefixes();  // no block is findable any more
 
   // Throws kInternal unless states, list and table agree and refs equal `expected` per block.
   void check(std::span<const int32_t> expected) const;
 
  private:
-  struct Block {
+  struct alignas(32) Block {
     PrefixHash hash;
     int32_t refs = 0;
     int32_t previous = kNone;  // in the LRU list, while cached
@@ -74,13 +75,22 @@ class KvGroupBlocks {
 
   void append_lru(int32_t block);
   void remove_lru(int32_t block);
-  // An open-addressing table of block ids (linear probing, at most half full).
-  size_t home(const PrefixHash& hash) const { return hash.low & mask_; }
+  // An open-addressing table of block ids (linear probing, at most half full). The key is the low
+  // half of hash.low: it tells an entry's home and most mismatches without a look at the block.
+  struct TableEntry {
+    uint32_t key = 0;
+    int32_t block = kNone;
+  };
+  size_t home(const PrefixHash& hash) const { return static_cast<uint32_t>(hash.low) & mask_; }
+  size_t next(size_t at) const { return (at + 1) & mask_; }
+  bool holds(const TableEntry& entry, const PrefixHash& hash) const {
+    return entry.key == static_cast<uint32_t>(hash.low) && blocks_[entry.block].hash == hash;
+  }
   void erase_from_table(int32_t block);
 
   std::vector<Block> blocks_;
   std::vector<int32_t> free_;  // a stack
-  std::vector<int32_t> table_;
+  std::vector<TableEntry> table_;
   size_t mask_ = 0;
   int32_t cached_ = 0;
   int32_t oldest_ = kNone;

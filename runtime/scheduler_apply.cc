@@ -47,6 +47,19 @@ SequenceEvent settle(Entry& entry, const FlightRow& row, const RowResult* result
   return event;
 }
 
+// Entries and the ends of their tokens are scattered over memory: without this, waiting for them is
+// most of the time that a step of thousands of rows takes.
+void prefetch(const std::vector<FlightRow>& rows, size_t at) {
+  if (at + 12 < rows.size()) {
+    __builtin_prefetch(rows[at + 12].entry);
+    __builtin_prefetch(&rows[at + 12].entry->sequence);
+  }
+  if (at + 6 < rows.size()) {
+    const std::vector<int32_t>& tokens = rows[at + 6].entry->sequence.tokens;
+    __builtin_prefetch(tokens.data() + tokens.size());
+  }
+}
+
 }  // namespace
 
 void Scheduler::apply(const StepResult& result, std::vector<SequenceEvent>& events) {
@@ -59,7 +72,9 @@ void Scheduler::apply(const StepResult& result, std::vector<SequenceEvent>& even
   state.flights.pop_front();
   bool ended = false;
   size_t at = 0;
-  for (const FlightRow& row : flight.rows) {
+  for (size_t i = 0; i < flight.rows.size(); ++i) {
+    prefetch(flight.rows, i);
+    const FlightRow& row = flight.rows[i];
     const RowResult* row_result = row.has_result() ? &result.rows[at++] : nullptr;
     const SequenceEvent event = settle(*row.entry, row, row_result);
     if (event.finish != FinishReason::kNone) {

@@ -107,7 +107,9 @@ void Planner::survey() {
   int32_t ready = 0;
   int32_t prefilling = 0;
   int64_t prefill = state_.waiting_tokens;
-  for (const Entry* entry : state_.running) {
+  for (size_t i = 0; i < state_.running.size(); ++i) {
+    if (i + 12 < state_.running.size()) __builtin_prefetch(state_.running[i + 12]);
+    const Entry* entry = state_.running[i];
     if (entry->phase == Phase::kDecode) {
       ++decoding;
       ready += entry->ready();

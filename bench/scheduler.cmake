@@ -1,0 +1,2 @@
+add_executable(scheduler_bench scheduler_bench.cc)
+target_link_libraries(scheduler_bench PRIVATE trireme_scheduler)

@@ -1,0 +1,203 @@
+// The cost of planning and applying one step, without a model: N decode rows in steady state.
+// Sequences end and are replaced by new ones, so blocks churn: the prefix cache is on and the pool
+// is full (what nobody references is cached, so every block taken evicts one).
+//
+// Prints one JSON object a line: {name, value, unit, limit, ratio}; ratio = value / limit.
+//   .step       mean, sequences ending and newcomers included: one of 256 rows a step
+//   .decode     mean where nobody comes or ends; blocks still churn
+//   .per_row    .decode a row
+//   .admission  what a newcomer adds (and the end of another), per block of its prompt: it must be
+//               hashed, looked up and sent once, so this part does grow with the context
+// Times are CPU times of the one thread, so that a loaded machine does not blur them.
+//
+//   scheduler_bench [steps per measurement]
+#include <time.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "runtime/scheduler.h"
+
+namespace trireme {
+namespace {
+
+constexpr int32_t kBlockSize = 16;
+constexpr int32_t kOutput = 256;  // generated tokens of one sequence
+constexpr int32_t kDecodeSteps = 200;
+
+struct Load {
+  int32_t rows = 0;
+  int32_t context = 0;
+  int32_t steps = 0;
+};
+
+double cpu_microseconds() {
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) * 1e6 + static_cast<double>(now.tv_nsec) / 1e3;
+}
+
+struct Cost {
+  double sum = 0;
+  int64_t steps = 0;
+  int64_t admissions = 0;
+  double mean() const { return sum / static_cast<double>(steps); }
+};
+
+// Contexts grow to about `context`. All prompts of a load begin with one of four shared prefixes
+// and end in up to 64 tokens of their own, so newcomers hit, and their prefill fits a step; the
+// pool holds what runs and a fifth more.
+class Bench {
+ public:
+  explicit Bench(const Load& load)
+      : load_(load), scheduler_(scheduler_config(load), pool_config(load)), random_(1) {
+    for (int i = 0; i < 4; ++i) {
+      std::vector<int32_t>& prefix = prefixes_.emplace_back(load.context - kOutput - kOwn);
+      for (int32_t& token : prefix) token = static_cast<int32_t>(random_() % 50000);
+    }
+  }
+
+  // Ends are spread evenly over the steps.
+  void warm_up() {
+    for (int32_t i = 0; i < load_.rows; ++i) add(1 + i % kOutput);
+    // Long enough that every block was taken once: from then on each one taken evicts another.
+    while (full_steps_ < 2 * kOutput) step();
+  }
+
+  void measure() {
+    churn_ = measured(load_.steps);
+    output_ = kOutput + kDecodeSteps + 20;  // newcomers outlive what follows
+    for (int32_t i = 0; i < kOutput + 8; ++i) step();
+    decode_ = measured(kDecodeSteps);
+    if (decode_.admissions != 0) std::fprintf(stderr, "newcomers among the decode steps\n");
+  }
+
+  void report(double limit) {
+    const SchedulerStats stats = scheduler_.stats();
+    const std::string name = "scheduler." + std::to_string(load_.rows) + "_rows." +
+                             std::to_string(load_.context / 1024) + "k_context";
+    print(name + ".step", churn_.mean(), "us", limit);
+    print(name + ".decode", decode_.mean(), "us", limit);
+    print(name + ".per_row", 1e3 * decode_.mean() / load_.rows, "ns", 1e3 * limit / load_.rows);
+    const double prompt_blocks = static_cast<double>((load_.context - kOutput) / kBlockSize);
+    const double added = (churn_.mean() - decode_.mean()) * static_cast<double>(churn_.steps);
+    print(name + ".admission",
+          1e3 * added / (static_cast<double>(churn_.admissions) * prompt_blocks), "ns/block", 0);
+    std::fprintf(stderr, "%s: %ld newcomers in %ld steps, %ld blocks, %ld used, %ld cached\n",
+                 name.c_str(), churn_.admissions, churn_.steps, stats.kv.blocks, stats.kv.used,
+                 stats.kv.cached);
+  }
+
+ private:
+  static constexpr int32_t kOwn = 64;
+
+  static SchedulerConfig scheduler_config(const Load& load) {
+    SchedulerConfig config;
+    config.token_budget = 2 * load.rows + 1024;
+    config.max_chunk = 1 << 20;
+    config.max_rows = load.rows;
+    config.max_running = load.rows;
+    config.max_queue = 2 * load.rows;
+    config.max_context = load.context + 2 * kOutput;
+    return config;
+  }
+
+  static KvPoolConfig pool_config(const Load& load) {
+    KvPoolConfig pool;
+    pool.block_size = kBlockSize;
+    const int64_t shared = 4 * (load.context / kBlockSize + 1);
+    const int64_t own = static_cast<int64_t>(load.rows) * ((2 * kOutput + kOwn) / kBlockSize + 2);
+    pool.blocks = {static_cast<int32_t>((shared + own) * 6 / 5)};
+    return pool;
+  }
+
+  void add(int32_t max_tokens) {
+    Sequence sequence;
+    sequence.id = ++id_;
+    sequence.tokens = prefixes_[id_ % prefixes_.size()];
+    for (int64_t i = kOwn - random_() % kBlockSize; i > 0; --i) {
+      sequence.tokens.push_back(static_cast<int32_t>(random_() % 50000));
+    }
+    sequence.prompt_tokens = sequence.size();
+    sequence.sampling.max_tokens = max_tokens;
+    sequence.sampling.stop_ids = {1 << 20, 1 << 21};  // as a model's EOS ids: compared, never met
+    scheduler_.add(std::move(sequence));
+  }
+
+  void step() {
+    const double begin = cpu_microseconds();
+    scheduler_.next(plan_);
+    double time = cpu_microseconds() - begin;
+    result_.step = plan_.step;
+    result_.rows.clear();
+    for (const PlanRow& row : plan_.rows) {
+      if (!row.sample) continue;
+      RowResult& out = result_.rows.emplace_back();
+      out.slot = row.slot;
+      out.token = static_cast<int32_t>(random_() % 50000);
+    }
+    events_.clear();
+    const double applied = cpu_microseconds();
+    scheduler_.apply(result_, events_);
+    time += cpu_microseconds() - applied;
+    full_steps_ += static_cast<int32_t>(plan_.rows.size()) * 10 >= load_.rows * 9;
+    for (const SequenceEvent& event : events_) {
+      if (event.finish != FinishReason::kNone) add(output_);
+    }
+    cost_.sum += time;
+    ++cost_.steps;
+    cost_.admissions += static_cast<int64_t>(plan_.admitted.size());
+  }
+
+  Cost measured(int32_t steps) {
+    cost_ = {};
+    for (int32_t i = 0; i < steps; ++i) step();
+    return cost_;
+  }
+
+  static void print(const std::string& name, double value, const char* unit, double limit) {
+    std::printf("{\"name\":\"%s\",\"value\":%.2f,\"unit\":\"%s\"", name.c_str(), value, unit);
+    if (limit > 0) {
+      std::printf(",\"limit\":%.1f,\"ratio\":%.3f}\n", limit, value / limit);
+    } else {
+      std::printf(",\"limit\":null,\"ratio\":null}\n");
+    }
+    std::fflush(stdout);
+  }
+
+  Load load_;
+  Scheduler scheduler_;
+  std::mt19937_64 random_;
+  std::vector<std::vector<int32_t>> prefixes_;
+  uint64_t id_ = 0;
+  StepPlan plan_;
+  StepResult result_;
+  std::vector<SequenceEvent> events_;
+  Cost cost_, churn_, decode_;
+  int32_t output_ = kOutput;
+  int32_t full_steps_ = 0;
+};
+
+}  // namespace
+}  // namespace trireme
+
+int main(int argc, char** argv) {
+  const int32_t steps = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1000;
+  const int32_t only = argc > 2 ? std::atoi(argv[2]) : 0;  // rows
+  for (const int32_t rows : {64, 256, 1024, 4096}) {
+    for (const int32_t context : {1024, 8192, 65536}) {
+      if (only != 0 && rows != only) continue;
+      if (int64_t{rows} * context > (int64_t{1} << 26)) continue;  // 256 MiB of token ids
+      trireme::Bench bench({rows, context, steps});
+      bench.warm_up();
+      bench.measure();
+      // 100 us for 256 rows and 1.5 ms for 4,096, in proportion between.
+      bench.report(rows <= 256 ? 100.0 : 1500.0 * rows / 4096);
+    }
+  }
+  return 0;
+}
