@@ -27,7 +27,8 @@ class CpuBackend final : public Backend {
         reference_(reference_ops()),
         linear_(pool, ops_),
         attention_(pool, ops_),
-        scalar_attention_(pool, reference_) {}
+        scalar_attention_(pool, reference_),
+        row_scratch_(static_cast<size_t>(pool.size())) {}
 
   std::string description() const override {
     return fmt::format("cpu {}, {} thread{}", ops_.name, pool_.size(), pool_.size() > 1 ? "s" : "");
@@ -40,16 +41,23 @@ class CpuBackend final : public Backend {
   void embed(std::span<const int32_t> tokens, const Weight& table, int64_t vocab_begin, float scale,
              MatrixView out) override {
     assert(out.cols == table.col_count && out.rows >= static_cast<int64_t>(tokens.size()));
-    for (size_t i = 0; i < tokens.size(); ++i) {
-      float* to = out.f32(static_cast<int64_t>(i));
-      const int64_t row = tokens[i] - vocab_begin;
-      if (row < 0 || row >= table.rows) {
-        std::fill_n(to, out.cols, 0.0f);
-        continue;
+    const auto count = static_cast<int64_t>(tokens.size());
+    const auto fill = [&](int thread, int threads) {
+      const Range range = split_range(count, thread, threads);
+      for (int64_t i = range.begin; i < range.end; ++i) {
+        float* to = out.f32(i);
+        const int64_t row = tokens[static_cast<size_t>(i)] - vocab_begin;
+        if (row < 0 || row >= table.rows) {
+          std::fill_n(to, out.cols, 0.0f);
+          continue;
+        }
+        read_weight_row(ops_, table, row, row_scratch_[static_cast<size_t>(thread)], to);
+        if (scale != 1.0f) ops_.blend(to, scale, nullptr, 0.0f, out.cols);
       }
-      read_weight_row(ops_, table, row, row_scratch_, to);
-      if (scale != 1.0f) ops_.blend(to, scale, nullptr, 0.0f, out.cols);
-    }
+    };
+    if (count * out.cols <= kSerialElements) return fill(0, 1);
+    const auto body = [&](int thread) { fill(thread, pool_.size()); };
+    pool_.run(std::ref(body));
   }
 
   void rms_norm(MatrixView x, const float* weight, float eps, MatrixView out) override {
@@ -123,7 +131,7 @@ class CpuBackend final : public Backend {
   Attention attention_;
   Attention scalar_attention_;
   RopeCache rope_cache_;
-  Buffer row_scratch_;
+  std::vector<Buffer> row_scratch_;  // one a thread
   struct TokenPlace {
     int32_t token;
     int32_t slot;  // within its block

@@ -10,7 +10,7 @@ using trireme::cpu::LinearKernel;
 using trireme::cpu::LinearTile;
 
 // Lines fetched ahead of use. A row panel is one stream, and hardware prefetchers stop at pages.
-constexpr int64_t kPrefetchBytes = 3072;
+constexpr int64_t kPrefetchBytes = 4096;
 
 struct LoadF32 {
   static constexpr int kBytes = 4;
