@@ -112,6 +112,7 @@ void StreamCall::write(bool last) {
   {
     std::lock_guard lock(mutex_);
     state_ = last ? State::kFinished : State::kWriting;
+    if (last) request_id_.clear();  // nothing is left to abort; another request may take the id
   }
   if (last) {
     StartWriteAndFinish(&buffer_, {}, grpc::Status::OK);
@@ -152,7 +153,7 @@ void StreamCall::OnCancel() {
   {
     std::lock_guard lock(mutex_);
     cancelled_ = true;
-    if (state_ != State::kFinished) request_id = request_id_;
+    request_id = request_id_;
     armed = state_ == State::kArmed;
     if (armed) state_ = State::kFinished;
   }

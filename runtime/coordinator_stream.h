@@ -53,10 +53,10 @@ class StreamCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   const std::chrono::system_clock::time_point deadline_;
   std::shared_ptr<StreamCall> self_;
 
-  std::mutex mutex_;  // guards state_ and cancelled_, and request_id_ until it is set
+  std::mutex mutex_;  // guards these three
   State state_ = State::kDriving;
   bool cancelled_ = false;
-  std::string request_id_;
+  std::string request_id_;  // what a cancelled call may have to abort
 
   // Of the driver:
   std::unique_ptr<OutputStream> stream_;
