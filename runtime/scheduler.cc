@@ -56,11 +56,11 @@ bool Scheduler::add(Sequence sequence) {
   }
   if (state.queued >= state.config.max_queue) return false;
   const PrefixChain chain(state.pool.hasher(), sequence.prefix_salt, state.pool.block_size());
-  auto entry = std::make_unique<Entry>(std::move(sequence), chain, state.config.max_context);
+  auto entry = state.slab.make(std::move(sequence), chain, state.config.max_context);
   entry->arrival = ++state.arrivals;
   ++state.queued;
   state.park_or_enqueue(*entry);
-  state.entries.emplace(entry->sequence.id, std::move(entry));
+  state.entries.emplace(entry->id, std::move(entry));
   state.stalled = false;
   return true;
 }
@@ -120,7 +120,7 @@ void Scheduler::reset_world() {
   for (Entry* entry : running) {
     entry->in_flight = 0;
     if (entry->aborted) {
-      state.pending_events.push_back({.id = entry->sequence.id, .finish = FinishReason::kAborted});
+      state.pending_events.push_back({.id = entry->id, .finish = FinishReason::kAborted});
       state.retire(*entry);
     } else {
       state.release_blocks(*entry);
@@ -159,6 +159,7 @@ void Scheduler::check_invariants() const {
   require(static_cast<int32_t>(state.free_slots.size()) + state.running_count == state.slots,
           "a slot is lost");
   for (const auto& [id, entry] : state.entries) {
+    entry->tokens();
     require(entry->size == entry->sequence.size() && entry->newest == entry->sequence.tokens.back(),
             "size or newest");
     require(entry->finish() == finish_reason(entry->sequence, state.config.max_context), "finish");

@@ -32,7 +32,7 @@ void check_result(const Flight& flight, const StepResult& result) {
 // Brings an entry up to date with its row; the event says what the outside should know.
 SequenceEvent settle(Entry& entry, const FlightRow& row, const RowResult* result) {
   --entry.in_flight;
-  SequenceEvent event{.id = entry.sequence.id};
+  SequenceEvent event{.id = entry.id};
   if (entry.aborted) {
     if (entry.in_flight == 0) event.finish = FinishReason::kAborted;
     return event;
@@ -47,17 +47,12 @@ SequenceEvent settle(Entry& entry, const FlightRow& row, const RowResult* result
   return event;
 }
 
-// Entries and the ends of their tokens are scattered over memory: without this, waiting for them is
-// most of the time that a step of thousands of rows takes.
+// Without this, waiting for entries is most of the time that a step of thousands of rows takes.
 void prefetch(const std::vector<FlightRow>& rows, size_t at) {
-  if (at + 12 < rows.size()) {
-    __builtin_prefetch(rows[at + 12].entry);
-    __builtin_prefetch(&rows[at + 12].entry->sequence);
-  }
-  if (at + 6 < rows.size()) {
-    const std::vector<int32_t>& tokens = rows[at + 6].entry->sequence.tokens;
-    __builtin_prefetch(tokens.data() + tokens.size());
-  }
+  if (at + 8 >= rows.size()) return;
+  const Entry* entry = rows[at + 8].entry;
+  __builtin_prefetch(entry);
+  __builtin_prefetch(&entry->tail);
 }
 
 }  // namespace

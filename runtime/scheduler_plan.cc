@@ -177,7 +177,7 @@ void Planner::admit_waiting() {
 // At least one token is left to compute: its logits choose the next one.
 PrefixMatch Planner::match(Entry& entry) {
   const int32_t limit = state_.may_hit(entry) ? (entry.size - 1) / pool_.block_size() : 0;
-  return pool_.match(entry.chain, entry.sequence.tokens, limit);
+  return pool_.match(entry.chain, entry.tokens(), limit);
 }
 
 // Blocks that a newcomer must leave: those promised to admitted prefills, and one for each running
@@ -248,7 +248,7 @@ void Planner::admit(Entry& entry, const PrefixMatch& match) {
   init.prompt_tokens = entry.sequence.prompt_tokens;
   init.sampling = entry.sequence.sampling;
   init.blocks = match.tables;
-  if (init.sampling.needs_counts()) init.history = entry.sequence.tokens;
+  if (init.sampling.needs_counts()) init.history = entry.tokens();
   emit_chunk(entry, fit(entry, chunk(entry)));
 }
 
@@ -326,8 +326,8 @@ void Planner::emit_chunk(Entry& entry, int32_t count) {
   PlanRow& row = prefill_rows_.emplace_back();
   FlightRow& flight = prefill_flight_.emplace_back();
   row.token_begin = static_cast<int32_t>(plan_.tokens.size());
-  plan_.tokens.insert(plan_.tokens.end(), sequence.tokens.begin() + begin,
-                      sequence.tokens.begin() + end);
+  const std::vector<int32_t>& tokens = entry.tokens();
+  plan_.tokens.insert(plan_.tokens.end(), tokens.begin() + begin, tokens.begin() + end);
   if (end == entry.size) {
     row.sample = flight.sample = entry.finish() == FinishReason::kNone;
     flight.last = !row.sample;
@@ -335,7 +335,7 @@ void Planner::emit_chunk(Entry& entry, int32_t count) {
   }
   if (entry.wants_prompt_logprobs && begin >= entry.reported_to && end <= sequence.prompt_tokens) {
     row.prompt_logprobs = flight.prompt_logprobs = true;
-    row.next_token = end < sequence.prompt_tokens ? sequence.tokens[end] : -1;
+    row.next_token = end < sequence.prompt_tokens ? tokens[end] : -1;
   }
   place(entry, count, row, flight);
   const bool prompt_done = begin < sequence.prompt_tokens && end >= sequence.prompt_tokens;
@@ -379,7 +379,7 @@ void Planner::take_blocks(Entry& entry, PlanRow& row) {
 void Planner::publish_filled(Entry& entry, int32_t from) {
   const int32_t full = entry.computed / pool_.block_size();
   for (int32_t i = from / pool_.block_size(); i < full; ++i) {
-    const PrefixHash hash = entry.chain.at(i, entry.sequence.tokens);
+    const PrefixHash hash = entry.chain.at(i, entry.tokens());
     for (size_t g = 0; g < pool_.groups(); ++g) {
       pool_.group(g).publish(entry.tables[g].blocks[i], hash);
     }

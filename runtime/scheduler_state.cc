@@ -7,6 +7,7 @@ namespace trireme {
 Entry::Entry(Sequence from, const PrefixChain& chain, int32_t max_context)
     : sequence(std::move(from)), chain(chain) {
   const SamplingParams& sampling = sequence.sampling;
+  id = sequence.id;
   size = sequence.size();
   newest = sequence.tokens.back();
   max_size = static_cast<int32_t>(
@@ -20,10 +21,10 @@ Entry::Entry(Sequence from, const PrefixChain& chain, int32_t max_context)
   wants_prompt_logprobs = sampling.prompt_logprobs >= 0;
 }
 
-void Entry::append(int32_t token) {
-  sequence.tokens.push_back(token);
-  newest = token;
-  ++size;
+const std::vector<int32_t>& Entry::tokens() {
+  sequence.tokens.insert(sequence.tokens.end(), tail.begin(), tail.begin() + tail_size);
+  tail_size = 0;
+  return sequence.tokens;
 }
 
 FinishReason Entry::finish() const {
@@ -36,6 +37,17 @@ FinishReason Entry::finish() const {
     if (stop) return FinishReason::kStop;
   }
   return size >= max_size ? FinishReason::kLength : FinishReason::kNone;
+}
+
+EntrySlab::Pointer EntrySlab::make(Sequence sequence, const PrefixChain& chain,
+                                   int32_t max_context) {
+  if (free_.empty()) {
+    Room* chunk = chunks_.emplace_back(std::make_unique_for_overwrite<Room[]>(kChunk)).get();
+    for (size_t i = kChunk; i > 0; --i) free_.push_back(chunk + i - 1);
+  }
+  Entry* entry = new (free_.back()) Entry(std::move(sequence), chain, max_context);
+  free_.pop_back();
+  return Pointer(entry, Delete{this});
 }
 
 SchedulerState::SchedulerState(const SchedulerConfig& config, const KvPoolConfig& pool_config)
@@ -73,7 +85,7 @@ void SchedulerState::retire(Entry& entry) {
   leave_siblings(entry);
   release_blocks(entry);
   if (!entry.admitted) --queued;
-  const auto found = entries.find(entry.sequence.id);
+  const auto found = entries.find(entry.id);
   retired.push_back(std::move(found->second));
   entries.erase(found);
 }

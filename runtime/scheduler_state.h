@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -28,14 +29,16 @@ enum class Phase : uint8_t {
 };
 
 // A sequence and all that the scheduler knows of it. The first cache line is all that planning a
-// decode row reads: with thousands of rows a step costs what it touches.
+// decode row reads, and applying its result writes the second: with thousands of rows a step costs
+// what it touches.
 struct alignas(64) Entry {
   Entry(Sequence from, const PrefixChain& chain, int32_t max_context);
 
-  int32_t size = 0;       // of sequence.tokens
+  SequenceId id = 0;
+  int32_t size = 0;       // known tokens
   int32_t computed = 0;   // positions whose KV exists or is in flight
   int32_t capacity = 0;   // positions that the block tables cover
-  int32_t newest = 0;     // the last of sequence.tokens
+  int32_t newest = 0;     // the last token
   int32_t in_flight = 0;  // plans with a row of this sequence
   SlotId slot = -1;
   int32_t max_size = 0;                             // the sequence ends at this size
@@ -49,6 +52,9 @@ struct alignas(64) Entry {
   bool admitted = false;   // has had a slot before: `cached` is set, it no longer counts as queued
   bool announced = false;  // first_admission was reported
 
+  std::array<int32_t, 15> tail;  // the last tokens, not in sequence.tokens yet: see tokens()
+  int32_t tail_size = 0;
+
   Sequence sequence;
   int32_t cached = 0;       // positions taken from the prefix cache at first admission
   int32_t reported_to = 0;  // prompt log-probabilities of earlier positions were delivered
@@ -60,9 +66,38 @@ struct alignas(64) Entry {
   bool running() const { return slot >= 0; }
   // Whether some of its known tokens are in no plan yet.
   bool ready() const { return !aborted && computed < size; }
-  void append(int32_t token);
+  void append(int32_t token) {
+    tail[tail_size++] = newest = token;
+    ++size;
+    if (tail_size == static_cast<int32_t>(tail.size())) tokens();
+  }
+  const std::vector<int32_t>& tokens();  // all of them; sequence.tokens is complete from here on
   // The same as finish_reason(sequence, max_context), from the first cache line.
   FinishReason finish() const;
+};
+
+// Memory of entries, side by side: scattered over the heap each would cost a page walk a step.
+class EntrySlab {
+ public:
+  struct Delete {
+    EntrySlab* slab = nullptr;
+    void operator()(Entry* entry) const {
+      entry->~Entry();
+      slab->free_.push_back(reinterpret_cast<Room*>(entry));
+    }
+  };
+  using Pointer = std::unique_ptr<Entry, Delete>;
+
+  Pointer make(Sequence sequence, const PrefixChain& chain, int32_t max_context);
+
+ private:
+  struct alignas(Entry) Room {
+    std::byte bytes[sizeof(Entry)];
+  };
+  static constexpr size_t kChunk = 64;  // entries
+
+  std::vector<std::unique_ptr<Room[]>> chunks_;
+  std::vector<Room*> free_;
 };
 
 // The one order of the scheduler: who runs first, who gets blocks first, who is preempted last.
@@ -124,11 +159,12 @@ class SchedulerState {
   int32_t slots = 0;
   std::vector<SlotId> free_slots;
 
-  std::unordered_map<SequenceId, std::unique_ptr<Entry>> entries;
+  EntrySlab slab;  // outlives the entries
+  std::unordered_map<SequenceId, EntrySlab::Pointer> entries;
   std::set<Entry*, RanksBefore> waiting;
   std::vector<Entry*> running;  // in rank order; those without a slot are removed by compact()
   std::unordered_map<uint64_t, Siblings> siblings;
-  std::vector<std::unique_ptr<Entry>> retired;
+  std::vector<EntrySlab::Pointer> retired;
   std::deque<Flight> flights;
   std::vector<std::vector<FlightRow>> spare_rows;  // emptied, for reuse
   std::vector<SequenceEvent> pending_events;
