@@ -1,0 +1,2 @@
+add_executable(kernels_bench kernels_bench.cc)
+target_link_libraries(kernels_bench PRIVATE trireme_kernels)
