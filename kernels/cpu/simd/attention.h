@@ -19,14 +19,19 @@ constexpr float kMasked = -__builtin_inff();
 constexpr float kLowestMax = -3.0e38f;
 constexpr int kStepVectors = kAttentionStep / V::kWidth;
 
-inline V::F load_kv(const std::byte* row, trireme::DType dtype, int d, int n) {
+using trireme::DType;
+
+// Lanes d .. d + n of one position's K or V.
+template <DType kType>
+inline V::F load_kv(const std::byte* row, int d, int n) {
   const bool whole = n == V::kWidth;
-  if (dtype == trireme::DType::kF32) {
+  if constexpr (kType == DType::kF32) {
     return load_n(reinterpret_cast<const float*>(row) + d, n);
+  } else if constexpr (kType == DType::kF16) {
+    return whole ? V::load_f16(row + 2 * d) : V::load_f16(row + 2 * d, n);
+  } else {
+    return whole ? V::load_bf16(row + 2 * d) : V::load_bf16(row + 2 * d, n);
   }
-  const std::byte* at = row + 2 * d;
-  if (dtype == trireme::DType::kF16) return whole ? V::load_f16(at) : V::load_f16(at, n);
-  return whole ? V::load_bf16(at) : V::load_bf16(at, n);
 }
 
 // rows[i]: position first + i of this step, or nullptr outside [begin, end).
@@ -42,14 +47,15 @@ inline void find_rows(const AttentionTile& t, const std::byte* base, int first,
 }
 
 // out[padded dim][64]
-inline void transpose_keys(const AttentionTile& t, const std::byte* const* rows, float* out) {
+template <DType kType>
+void transpose_keys(const AttentionTile& t, const std::byte* const* rows, float* out) {
   for (int i = 0; i < kAttentionStep; i += V::kWidth) {
     for (int d = 0; d < t.head_dim; d += V::kWidth) {
       const int n = t.head_dim - d < V::kWidth ? t.head_dim - d : V::kWidth;
       V::F block[V::kWidth];
 #pragma GCC unroll 16
       for (int j = 0; j < V::kWidth; ++j) {
-        block[j] = rows[i + j] == nullptr ? V::zero() : load_kv(rows[i + j], t.dtype, d, n);
+        block[j] = rows[i + j] == nullptr ? V::zero() : load_kv<kType>(rows[i + j], d, n);
       }
       V::transpose(block);
 #pragma GCC unroll 16
@@ -59,15 +65,98 @@ inline void transpose_keys(const AttentionTile& t, const std::byte* const* rows,
 }
 
 // out[64][padded]
-inline void widen_values(const AttentionTile& t, const std::byte* const* rows, int padded,
-                         float* out) {
+template <DType kType>
+void widen_values(const AttentionTile& t, const std::byte* const* rows, int padded, float* out) {
   for (int i = 0; i < kAttentionStep; ++i) {
     for (int d = 0; d < padded; d += V::kWidth) {
       const int left = t.head_dim - d;
       const int n = left < V::kWidth ? left : V::kWidth;
-      const V::F v = rows[i] == nullptr || n <= 0 ? V::zero() : load_kv(rows[i], t.dtype, d, n);
+      const V::F v = rows[i] == nullptr || n <= 0 ? V::zero() : load_kv<kType>(rows[i], d, n);
       V::store(out + i * padded + d, v);
     }
+  }
+}
+
+// Few query rows (decode): the same arithmetic without the copies. Scores of `Rows` rows straight
+// from the transposed registers.
+template <DType kType, int Rows>
+void direct_scores(const AttentionTile& t, const std::byte* const* rows, const float* q,
+                   float* scores) {
+  for (int i = 0; i < kAttentionStep; i += V::kWidth) {
+    V::F acc[Rows];
+    for (int r = 0; r < Rows; ++r) acc[r] = V::zero();
+    for (int d = 0; d < t.head_dim; d += V::kWidth) {
+      const int n = t.head_dim - d < V::kWidth ? t.head_dim - d : V::kWidth;
+      V::F block[V::kWidth];
+#pragma GCC unroll 16
+      for (int j = 0; j < V::kWidth; ++j) {
+        block[j] = rows[i + j] == nullptr ? V::zero() : load_kv<kType>(rows[i + j], d, n);
+      }
+      V::transpose(block);
+#pragma GCC unroll 16
+      for (int j = 0; j < V::kWidth; ++j) {
+        if (j >= n) break;
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+          acc[r] = V::fma(V::set(q[r * t.head_dim + d + j]), block[j], acc[r]);
+        }
+      }
+    }
+    for (int r = 0; r < Rows; ++r) V::store(scores + r * kAttentionStep + i, acc[r]);
+  }
+}
+
+// out[Rows][Vectors] += weights[Rows][count] V[count][d ..], V as it lies in the cache.
+template <DType kType, int Rows, int Vectors>
+void direct_block(const AttentionTile& t, const std::byte* const* rows, int count,
+                  const float* weights, int d, int padded, float* out) {
+  V::F acc[Rows][Vectors];
+  for (int r = 0; r < Rows; ++r) {
+    for (int n = 0; n < Vectors; ++n) acc[r][n] = V::load(out + r * padded + d + n * V::kWidth);
+  }
+  for (int i = 0; i < count; ++i) {
+    V::F v[Vectors];
+#pragma GCC unroll 4
+    for (int n = 0; n < Vectors; ++n) {
+      const int at = d + n * V::kWidth, left = t.head_dim - at;
+      v[n] = rows[i] == nullptr || left <= 0
+                 ? V::zero()
+                 : load_kv<kType>(rows[i], at, left < V::kWidth ? left : V::kWidth);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < Rows; ++r) {
+      const V::F w = V::set(weights[r * kAttentionStep + i]);
+#pragma GCC unroll 4
+      for (int n = 0; n < Vectors; ++n) acc[r][n] = V::fma(w, v[n], acc[r][n]);
+    }
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int n = 0; n < Vectors; ++n) V::store(out + r * padded + d + n * V::kWidth, acc[r][n]);
+  }
+}
+
+template <DType kType, int Rows>
+void direct_values(const AttentionTile& t, const std::byte* const* rows, int count,
+                   const float* weights, int padded, float* out) {
+  int d = 0;
+  for (; d + V::kGemmVectors * V::kWidth <= padded; d += V::kGemmVectors * V::kWidth) {
+    direct_block<kType, Rows, V::kGemmVectors>(t, rows, count, weights, d, padded, out);
+  }
+  for (; d < padded; d += V::kWidth) {
+    direct_block<kType, Rows, 1>(t, rows, count, weights, d, padded, out);
+  }
+}
+
+constexpr int kDirectRows = 4;
+
+// Calls with<Rows>() for 1 <= rows <= kDirectRows.
+template <typename With>
+inline void with_rows(int rows, With with) {
+  switch (rows) {
+    case 1: return with.template operator()<1>();
+    case 2: return with.template operator()<2>();
+    case 3: return with.template operator()<3>();
+    default: return with.template operator()<4>();
   }
 }
 
@@ -171,7 +260,8 @@ inline void softmax_step(const AttentionTile& t, int r, int first, int padded, f
   V::store(sums, sum);
 }
 
-void attend(const AttentionTile& t) {
+template <DType kType>
+void attend_typed(const AttentionTile& t) {
   const int padded = trireme::cpu::padded_dim(t.head_dim);
   float* keys = t.scratch;
   float* values = keys + padded * kAttentionStep;
@@ -189,20 +279,44 @@ void attend(const AttentionTile& t) {
     int row = 0;  // the rows before it end before this step
     while (row < t.rows && t.row_position[row] < first) ++row;
     if (row == t.rows) continue;
-    const std::byte* rows[kAttentionStep];
-    find_rows(t, t.k, first, rows);
-    transpose_keys(t, rows, keys);
-    find_rows(t, t.v, first, rows);
-    widen_values(t, rows, padded, values);
-    gemm(t.rows - row, t.q + row * t.head_dim, t.head_dim, keys, kAttentionStep, t.head_dim,
-         scores + row * kAttentionStep, kAttentionStep, kStepVectors, false);
+    const std::byte* k_rows[kAttentionStep];
+    const std::byte* v_rows[kAttentionStep];
+    find_rows(t, t.k, first, k_rows);
+    find_rows(t, t.v, first, v_rows);
+    const int active = t.rows - row;
+    const float* q = t.q + row * t.head_dim;
+    float* weights = scores + row * kAttentionStep;
+    float* out = t.out + row * padded;
+    const bool direct = active <= kDirectRows;
+    if (direct) {
+      with_rows(active, [&]<int kRows>() { direct_scores<kType, kRows>(t, k_rows, q, weights); });
+    } else {
+      transpose_keys<kType>(t, k_rows, keys);
+      gemm(active, q, t.head_dim, keys, kAttentionStep, t.head_dim, weights, kAttentionStep,
+           kStepVectors, false);
+    }
     for (int r = row; r < t.rows; ++r) {
       softmax_step(t, r, first, padded, scores + r * kAttentionStep, sums[r]);
     }
-    gemm(t.rows - row, scores + row * kAttentionStep, kAttentionStep, values, padded, count,
-         t.out + row * padded, padded, padded / V::kWidth, true);
+    if (direct) {
+      with_rows(active, [&]<int kRows>() {
+        direct_values<kType, kRows>(t, v_rows, count, weights, padded, out);
+      });
+    } else {
+      widen_values<kType>(t, v_rows, padded, values);
+      gemm(active, weights, kAttentionStep, values, padded, count, out, padded, padded / V::kWidth,
+           true);
+    }
   }
   for (int r = 0; r < t.rows; ++r) t.sum[r] = V::sum(V::load(sums[r]));
+}
+
+void attend(const AttentionTile& t) {
+  switch (t.dtype) {
+    case DType::kF32: return attend_typed<DType::kF32>(t);
+    case DType::kF16: return attend_typed<DType::kF16>(t);
+    case DType::kBF16: return attend_typed<DType::kBF16>(t);
+  }
 }
 
 }  // namespace
