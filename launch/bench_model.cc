@@ -38,8 +38,10 @@ ModelCost cost_of(const WeightSource& source) {
     if (embed && untied) continue;
     cost.bytes += static_cast<double>(row_bytes(tensor.format, tensor.cols)) *
                   static_cast<double>(tensor.rows);
-    if (embed || tensor.name == "head.weight") cost.head = elements;
-    else if (tensor.rows > 1) cost.weights += elements;
+    if (embed || tensor.name == "head.weight")
+      cost.head = elements;
+    else if (tensor.rows > 1)
+      cost.weights += elements;
   }
   return cost;
 }
@@ -59,8 +61,8 @@ RunTimes run_batch(Frontend& frontend, const Instance& instance, const BenchMode
   for (int32_t i = 0; i < options.batch; ++i) {
     GenerateParams params;
     for (int32_t t = 0; t < options.prompt; ++t) {
-      params.token_ids.push_back(static_cast<int32_t>(
-          random() % static_cast<uint64_t>(instance.config().vocab)));
+      params.token_ids.push_back(
+          static_cast<int32_t>(random() % static_cast<uint64_t>(instance.config().vocab)));
     }
     params.sampling.temperature = 0.0f;
     params.sampling.max_tokens = tokens;
@@ -95,14 +97,17 @@ RunTimes run_batch(Frontend& frontend, const Instance& instance, const BenchMode
 
 MachineLimits measure_limits(OfflineSession& session, CpuIsa isa) {
   Instance& instance = session.instance();
+  const auto layer = instance.source().find("layers.0.q.weight");
+  const bool quantized = layer && !is_plain(layer->format);
   Communicator& control = *instance.world().control;
   control.barrier();
   const double bandwidth = measure_read_bandwidth(instance.pool());
   control.barrier();
-  const double flops = measure_flops(instance.pool(), isa);
+  const double flops =
+      measure_flops(instance.pool(), isa, quantized ? Arithmetic::kInt8 : Arithmetic::kF32);
   std::array<float, 2> sums = {static_cast<float>(bandwidth), static_cast<float>(flops)};
   control.all_reduce_sum(sums);
-  return {sums[0], sums[1]};
+  return {sums[0], sums[1], quantized ? "int8 dot products" : "f32 multiply-adds"};
 }
 
 nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOptions& options,
@@ -161,6 +166,7 @@ nlohmann::ordered_json bench_prefill(OfflineSession& session, const BenchModelOp
   json["unit"] = "tokens/s";
   json["flops_per_s"] = flops / time;
   json["flops_limit"] = limits.flops;
+  json["flops_limit_of"] = limits.arithmetic;
   json["ratio"] = flops / time / limits.flops;
   json["batch"] = options.batch;
   json["prompt"] = options.prompt;

@@ -1,5 +1,5 @@
-// What `trireme bench decode` and `bench prefill` measure, each beside the limit of the machine that
-// was measured in the same run.
+// What `trireme bench decode` and `bench prefill` measure, each beside the limit of the machine
+// that was measured in the same run.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -16,10 +16,13 @@ struct BenchModelOptions {
 };
 
 // The machine's limits while all ranks work at once: bytes/s and FLOP/s summed over the ranks.
+// For quantized weights the arithmetic limit is that of int8 dot products (the kernels spend two on
+// each product, docs/adr/0002), else that of float32 multiply-adds.
 // Collective: every rank calls it before the session runs.
 struct MachineLimits {
   double read_bandwidth = 0;
   double flops = 0;
+  const char* arithmetic = "";  // which instructions `flops` counts
 };
 MachineLimits measure_limits(OfflineSession& session, CpuIsa isa);
 

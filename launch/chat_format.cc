@@ -41,7 +41,9 @@ std::string llama2(const std::vector<ChatMessage>& messages) {
 std::string plain(const std::vector<ChatMessage>& messages) {
   std::string prompt;
   for (const auto& message : messages) {
-    prompt += (message.role == "assistant" ? "Assistant: " : message.role == "user" ? "User: " : "") +
+    prompt += (message.role == "assistant" ? "Assistant: "
+               : message.role == "user"    ? "User: "
+                                           : "") +
               message.content + "\n";
   }
   return prompt + "Assistant:";

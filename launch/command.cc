@@ -66,10 +66,14 @@ int64_t parse_bytes(const std::string& text, const std::string& field) {
   std::string unit = text.substr(used);
   for (auto& c : unit) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   double scale = 0;
-  if (unit.empty() || unit == "b") scale = 1;
-  else if (unit == "k" || unit == "kib") scale = 1024.0;
-  else if (unit == "m" || unit == "mib") scale = 1024.0 * 1024;
-  else if (unit == "g" || unit == "gib") scale = 1024.0 * 1024 * 1024;
+  if (unit.empty() || unit == "b")
+    scale = 1;
+  else if (unit == "k" || unit == "kib")
+    scale = 1024.0;
+  else if (unit == "m" || unit == "mib")
+    scale = 1024.0 * 1024;
+  else if (unit == "g" || unit == "gib")
+    scale = 1024.0 * 1024 * 1024;
   const double bytes = value * scale;
   if (used == 0 || scale == 0 || !(bytes >= 0) || bytes > 1e18) {
     fail(ErrorCode::kInvalidArgument, "{}: '{}' is not a size (examples: 512MiB, 2G, 1000000)",

@@ -32,6 +32,7 @@ void add_score(CLI::App& app, CommandBody& body);
 void add_tokenize(CLI::App& app, CommandBody& body);
 void add_chat(CLI::App& app, CommandBody& body);
 void add_bench(CLI::App& app, CommandBody& body);
+void add_bench_serve(CLI::App& bench, CommandBody& body);
 
 // --model, --layout, --threads, --profile and the limits, into `options`.
 void add_instance_flags(CLI::App& command, InstanceOptions& options);

@@ -90,8 +90,10 @@ class Conversation {
     // The stop markers are special tokens, which the text leaves out: stop on their ids.
     for (const auto& stop : chat_stops(format_)) {
       const auto ids = client_.tokenize(stop, false);
-      if (ids.size() == 1) request.mutable_stop()->add_stop_ids(ids[0]);
-      else request.mutable_stop()->add_stop(stop);
+      if (ids.size() == 1)
+        request.mutable_stop()->add_stop_ids(ids[0]);
+      else
+        request.mutable_stop()->add_stop(stop);
     }
     return request;
   }
@@ -217,7 +219,8 @@ void add_chat(CLI::App& app, CommandBody& body) {
   command->add_option("--top-p", options->top_p, "Keep the likeliest tokens up to this mass")
       ->capture_default_str();
   command->add_option("--seed", options->seed, "Makes sampling repeatable");
-  auto* json = command->add_flag("--json", options->json, "With --prompt: one JSON object on stdout");
+  auto* json =
+      command->add_flag("--json", options->json, "With --prompt: one JSON object on stdout");
   json->needs("--prompt");
   command->callback([options, &body] {
     body = [options](CommandContext& context) { return chat(context, *options); };

@@ -57,8 +57,9 @@ void print(const Score& score, const ScoreOptions& options) {
     std::printf("%6zu  %8d  %10.5f\n", i + 1, score.positions[i].token, score.positions[i].logprob);
   }
   const auto count = static_cast<double>(score.positions.size());
-  if (count > 0) std::printf("mean log-probability %.5f, perplexity %.4f\n", sum / count,
-                             std::exp(-sum / count));
+  if (count > 0)
+    std::printf("mean log-probability %.5f, perplexity %.4f\n", sum / count,
+                std::exp(-sum / count));
 }
 
 int score(CommandContext& context, ScoreOptions& options) {

@@ -119,8 +119,10 @@ int serve(CommandContext& context, const ServeOptions& options) {
   on_root(environment, [&] { coordinator = std::make_unique<Coordinator>(options.coordinator); });
   Instance instance(environment, options.instance);
   try {
-    if (root) serve_root(instance, *coordinator, signals, options);
-    else instance.worker().run();
+    if (root)
+      serve_root(instance, *coordinator, signals, options);
+    else
+      instance.worker().run();
   } catch (const Error& error) {
     log::error("{}", error.what());
     MpiEnvironment::abort(1);
@@ -132,17 +134,20 @@ int serve(CommandContext& context, const ServeOptions& options) {
 
 void add_serve(CLI::App& app, CommandBody& body) {
   auto options = std::make_shared<ServeOptions>();
-  auto* command = app.add_subcommand("serve", "Serve a model over gRPC (run it under mpirun or srun)");
+  auto* command =
+      app.add_subcommand("serve", "Serve a model over gRPC (run it under mpirun or srun)");
   add_instance_flags(*command, options->instance);
   const std::string group = "Server";
   command->add_option("--listen", options->coordinator.listen, "HOST:PORT; port 0 takes a free one")
       ->group(group)
       ->capture_default_str();
-  command->add_option("--port-file", options->coordinator.port_file,
-                      "Write the port here once it is known")
+  command
+      ->add_option("--port-file", options->coordinator.port_file,
+                   "Write the port here once it is known")
       ->group(group);
-  command->add_option("--frontend-threads", options->frontend_threads,
-                      "Threads that tokenize and detokenize")
+  command
+      ->add_option("--frontend-threads", options->frontend_threads,
+                   "Threads that tokenize and detokenize")
       ->group(group)
       ->check(CLI::Range(1, 256))
       ->capture_default_str();

@@ -5,7 +5,8 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "launch/command.h"
-#include "runtime/tokenizer_open.h"
+#include "runtime/instance_tokenizer.h"
+#include "runtime/model/weight_source.h"
 
 namespace trireme {
 namespace {
@@ -18,7 +19,7 @@ struct TokenizeOptions {
 
 Tokenizer open(const CommandContext& context, const std::string& model) {
   log::init(context.log_level_given ? context.log_level : "warn");
-  auto tokenizer = open_tokenizer(model);
+  auto tokenizer = open_tokenizer(model, open_model(model)->config().vocab);
   if (!tokenizer) fail(ErrorCode::kNotFound, "{}: this model has no tokenizer", model);
   return std::move(*tokenizer);
 }

@@ -21,7 +21,8 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
           },
           "CPU instruction set; the machine's best if not given")
       ->check(CLI::IsMember({"reference", "avx2", "avx512"}));
-  command.add_option("--profile", options.profile, "Scheduling profile: latency, balanced, throughput")
+  command
+      .add_option("--profile", options.profile, "Scheduling profile: latency, balanced, throughput")
       ->capture_default_str();
   const std::string limits = "Limits (0: the profile's)";
   const auto limit = [&](const char* name, int32_t& target, const char* help) {

@@ -14,8 +14,9 @@ int main(int argc, char** argv) {
   using namespace trireme;
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe or socket is an error code, never a signal
 
-  CLI::App app{"Trireme serves large language models across MPI ranks.\n"
-               "Start a server with: mpirun -n 4 trireme serve --model PATH"};
+  CLI::App app{
+      "Trireme serves large language models across MPI ranks.\n"
+      "Start a server with: mpirun -n 4 trireme serve --model PATH"};
   app.name("trireme");
   app.set_version_flag("--version", TRIREME_VERSION);
   app.require_subcommand(1);

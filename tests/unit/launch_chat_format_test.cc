@@ -13,8 +13,8 @@ TEST(ChatFormat, IsFoundByTheTemplatesMarkers) {
 }
 
 TEST(ChatFormat, ChatMlWrapsEveryMessage) {
-  EXPECT_EQ(format_chat(ChatFormat::kChatMl, {{"system", "s"}, {"user", "u"}, {"assistant", "a"},
-                                              {"user", "v"}}),
+  EXPECT_EQ(format_chat(ChatFormat::kChatMl,
+                        {{"system", "s"}, {"user", "u"}, {"assistant", "a"}, {"user", "v"}}),
             "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n"
             "<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nv<|im_end|>\n"
             "<|im_start|>assistant\n");
@@ -30,7 +30,8 @@ TEST(ChatFormat, Llama3AndLlama2) {
 }
 
 TEST(ChatFormat, TheTemplatesOwnSystemMessageIsTheDefault) {
-  const std::string real = "{% if x %}{{ '<|im_start|>system\nYou are kind<|im_end|>\n' }}{% endif %}";
+  const std::string real =
+      "{% if x %}{{ '<|im_start|>system\nYou are kind<|im_end|>\n' }}{% endif %}";
   const std::string escaped = "{{ '<|im_start|>system\\nYou are kind<|im_end|>\\n' }}";
   EXPECT_EQ(default_system(ChatFormat::kChatMl, real), "You are kind");
   EXPECT_EQ(default_system(ChatFormat::kChatMl, escaped), "You are kind");

@@ -1,0 +1,85 @@
+// trireme bench decode|prefill|serve: each figure beside the limit measured in the same run.
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "launch/bench_model.h"
+#include "launch/command.h"
+
+namespace trireme {
+namespace {
+
+struct BenchOptions {
+  InstanceOptions instance;
+  BenchModelOptions model;
+  bool json = false;
+};
+
+void print(const nlohmann::ordered_json& figures, bool json) {
+  if (json) {
+    std::printf("%s\n", figures.dump().c_str());
+    return;
+  }
+  for (const auto& [key, value] : figures.items()) {
+    std::printf("%-24s %s\n", key.c_str(),
+                value.is_string() ? value.get<std::string>().c_str() : value.dump().c_str());
+  }
+}
+
+using ModelBench = nlohmann::ordered_json (*)(OfflineSession&, const BenchModelOptions&,
+                                              const MachineLimits&);
+
+int bench_model(CommandContext& context, BenchOptions& options, ModelBench bench) {
+  auto& instance = options.instance;
+  // Room for what is asked: every sequence at once, none cut short.
+  instance.prefix_cache = false;
+  if (instance.max_context == 0) {
+    instance.max_context = options.model.prompt + std::max(options.model.tokens, 1);
+  }
+  if (instance.max_running == 0) instance.max_running = std::max(options.model.batch, 1);
+  OfflineSession session(context, instance, "warn");
+  const auto limits = measure_limits(session, instance.isa.value_or(best_cpu_isa()));
+  const auto figures = bench(session, options.model, limits);
+  if (session.is_root()) print(figures, options.json);
+  return 0;
+}
+
+CLI::App* add_model_bench(CLI::App& bench, const char* name, const char* help, ModelBench run,
+                          const std::shared_ptr<BenchOptions>& options, CommandBody& body) {
+  auto* command = bench.add_subcommand(name, help);
+  add_instance_flags(*command, options->instance);
+  command->add_option("--prompt-tokens", options->model.prompt, "Length of each random prompt")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--batch", options->model.batch, "Sequences at a time")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_option("--repeats", options->model.repeats, "Runs; the median is reported")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_flag("--json", options->json, "One JSON object on stdout");
+  command->callback([options, run, &body] {
+    body = [options, run](CommandContext& context) { return bench_model(context, *options, run); };
+  });
+  return command;
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app, CommandBody& body) {
+  auto* bench = app.add_subcommand("bench", "Measure decode, prefill, or a running server");
+  bench->require_subcommand(1);
+  auto decode = std::make_shared<BenchOptions>();
+  add_model_bench(*bench, "decode", "Tokens/s beside the memory's read bandwidth", bench_decode,
+                  decode, body)
+      ->add_option("--tokens", decode->model.tokens, "Tokens that each sequence generates")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
+  auto prefill = std::make_shared<BenchOptions>();
+  prefill->model.prompt = 512;
+  add_model_bench(*bench, "prefill", "Prompt tokens/s beside the cores' arithmetic", bench_prefill,
+                  prefill, body);
+  add_bench_serve(*bench, body);
+}
+
+}  // namespace trireme

@@ -1,0 +1,78 @@
+// trireme bench serve: load on a running server, measured where its clients are.
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "clients/load_generator.h"
+#include "launch/command.h"
+
+namespace trireme {
+namespace {
+
+struct BenchServeOptions {
+  LoadConfig load;
+  std::string prompt = "64", output = "64";
+  std::string json_file, svg_file;
+  bool json = false;
+};
+
+void write_file(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text << '\n';
+  file.flush();
+  if (!file) fail(ErrorCode::kInvalidArgument, "{}: cannot be written", path);
+}
+
+int bench_serve(CommandContext& context, BenchServeOptions& options) {
+  log::init(context.log_level_given ? context.log_level : "warn");
+  options.load.prompt = parse_lengths("--prompt-tokens", options.prompt);
+  options.load.output = parse_lengths("--output-tokens", options.output);
+  const bool terminal = isatty(STDERR_FILENO) != 0;
+  const auto report = run_load(options.load, [&](int ended, int all) {
+    if (terminal)
+      std::fprintf(stderr, "\r%d of %d requests%s", ended, all, ended == all ? "\n" : "");
+  });
+  if (!options.json_file.empty()) write_file(options.json_file, to_json(report));
+  if (!options.svg_file.empty()) write_file(options.svg_file, to_svg(report));
+  std::printf("%s\n", (options.json ? to_json(report) : to_text(report)).c_str());
+  return report.failed == 0 ? 0 : 1;
+}
+
+}  // namespace
+
+void add_bench_serve(CLI::App& bench, CommandBody& body) {
+  auto options = std::make_shared<BenchServeOptions>();
+  LoadConfig& load = options->load;
+  auto* command =
+      bench.add_subcommand("serve", "Load on a running server: TTFT, time per token, tokens/s");
+  const auto add = [&](const char* name, auto& target, const char* help) {
+    return command->add_option(name, target, help)->capture_default_str();
+  };
+  add("--server", load.server, "HOST:PORT");
+  add("--requests", load.requests, "Requests that are measured")->check(CLI::Range(1, 1'000'000));
+  add("--warmup", load.warmup, "Requests before them")->check(CLI::NonNegativeNumber);
+  add("--concurrency", load.concurrency, "Closed loop: requests under way at any time")
+      ->check(CLI::Range(1, 10'000));
+  add("--rate", load.rate, "Poisson arrivals per second (0: closed loop)")
+      ->check(CLI::NonNegativeNumber);
+  add("--prompt-tokens", options->prompt, "Prompt lengths: 128, 32-256 or @FILE");
+  add("--output-tokens", options->output, "Output lengths: 128, 32-256 or @FILE");
+  add("--text-file", load.text_file, "Take prompts from this text (default: random tokens)");
+  add("--shared-prefix", load.share_prefix, "Part of every prompt that is common to all")
+      ->check(CLI::Range(0.0, 1.0));
+  add("--temperature", load.temperature, "0 is greedy");
+  add("--timeout", load.timeout_s, "Deadline of each request in seconds")
+      ->check(CLI::PositiveNumber);
+  add("--seed", load.seed, "Of lengths, prompts and arrivals");
+  add("--output", options->json_file, "Write the JSON report to this file");
+  add("--plot", options->svg_file, "Write an SVG plot to this file");
+  command->add_flag("--json", options->json, "One JSON object on stdout");
+  command->callback([options, &body] {
+    body = [options](CommandContext& context) { return bench_serve(context, *options); };
+  });
+}
+
+}  // namespace trireme

@@ -1,0 +1,118 @@
+"""The server as a process under mpirun: same tokens as generate, signals, ports, idle ranks."""
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+from program import MODELS, SMOLLM2, Server, call, call_json, command, index
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def ranks_of(server):
+    """Process ids of the server's ranks: the descendants that are the program itself."""
+    found, queue = [], [server.process.pid]
+    while queue:
+        pid = queue.pop()
+        children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+        queue += [int(child) for child in children.stdout.split()]
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if arguments[0].endswith(b"trireme"):
+            found.append(pid)
+    return sorted(found)
+
+
+def cpu_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def chat(server, *arguments):
+    return call_json("chat", "--server", server.address, "--raw", "--wait", 60, *arguments)
+
+
+@unittest.skipUnless(SMOLLM2, "TRIREME_SMOLLM2 does not name the model")
+class RealServer(unittest.TestCase):
+    def test_four_ranks_answer_as_generate_does_and_idle_ranks_sleep(self):
+        prompt = "Rowing a trireme takes"
+        alone = call_json("generate", "--model", SMOLLM2, "--layout", "tensor=2,pipeline=2",
+                          "--prompt", prompt, "--max-tokens", 32, ranks=4)
+        with Server(SMOLLM2, "--layout", "tensor=2,pipeline=2", "--kv-memory", "64MiB",
+                    ranks=4) as server:
+            first = chat(server, "--prompt", prompt, "--max-tokens", 32)
+            self.assertEqual(first["token_ids"], alone["token_ids"])
+            self.assertEqual(first["text"], alone["text"])
+
+            # A second time the prompt's full blocks come from the prefix cache.
+            long = "A story. " * 20
+            chat(server, "--prompt", long, "--max-tokens", 4)
+            again = chat(server, "--prompt", long, "--max-tokens", 4)
+            self.assertGreaterEqual(again["cached_tokens"], 16)
+
+            ranks = ranks_of(server)
+            self.assertEqual(len(ranks), 4)
+            time.sleep(1)
+            before = [cpu_seconds(pid) for pid in ranks]
+            time.sleep(5)
+            shares = [(cpu_seconds(pid) - start) / 5 for pid, start in zip(ranks, before)]
+            self.assertLess(max(shares), 0.02, shares)
+
+            # And they wake: the next request is answered.
+            self.assertEqual(chat(server, "--prompt", prompt, "--max-tokens", 32)["token_ids"],
+                             alone["token_ids"])
+        for pid in ranks:
+            self.assertFalse(Path(f"/proc/{pid}").exists())
+
+    def test_bench_serve_reports_and_plots(self):
+        with Server(SMOLLM2, "--kv-memory", "64MiB") as server, \
+                tempfile.TemporaryDirectory() as folder:
+            report, plot = Path(folder) / "report.json", Path(folder) / "plot.svg"
+            answer = call_json("bench", "serve", "--server", server.address, "--requests", 8,
+                               "--warmup", 1, "--concurrency", 4, "--prompt-tokens", "8-24",
+                               "--output-tokens", "4-12", "--output", report, "--plot", plot)
+            self.assertEqual(json.loads(report.read_text()), answer)
+            self.assertIn("<svg", plot.read_text())
+
+
+class SmallServer(unittest.TestCase):
+    def setUp(self):
+        self.model = MODELS / index()["llama3"]["path"]
+
+    def test_signals_end_it_in_good_order(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with Server(self.model) as server:
+                self.assertEqual(server.stop(number), 0, server.text())
+
+    def test_two_servers_on_one_port(self):
+        with Server(self.model) as server:
+            for ranks in (0, 2):
+                done = call("serve", "--model", self.model, "--listen", server.address, ranks=ranks)
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(server.address.split(":")[1], done.stderr.decode())
+
+    def test_bad_listen_addresses(self):
+        for address in ("nonsense", "127.0.0.1:99999", "127.0.0.1:-1"):
+            done = call("serve", "--model", self.model, "--listen", address)
+            self.assertEqual(done.returncode, 2, done.stderr)
+
+    def test_a_killed_rank_takes_the_job_down(self):
+        with Server(self.model, ranks=2) as server:
+            ranks = ranks_of(server)
+            os.kill(ranks[1], signal.SIGKILL)
+            self.assertNotEqual(server.process.wait(30), 0)
+            for pid in ranks:
+                self.assertFalse(Path(f"/proc/{pid}").exists())
+
+    def test_no_server_to_talk_to(self):
+        done = subprocess.run(command(["chat", "--server", "127.0.0.1:1", "--wait", "0.2", "--prompt",
+                                       "x"]), capture_output=True, timeout=30)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("127.0.0.1:1", done.stderr.decode())
+
+
+if __name__ == "__main__":
+    unittest.main()
