@@ -1,0 +1,437 @@
+#include "runtime/scheduler.h"
+
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "base/error.h"
+#include "runtime/profiles.h"
+
+namespace trireme {
+namespace {
+
+SchedulerConfig small_config() {
+  SchedulerConfig config;
+  config.token_budget = 16;
+  config.max_chunk = 16;
+  config.max_rows = 4;
+  config.max_running = 4;
+  config.max_queue = 8;
+  config.max_context = 64;
+  return config;
+}
+
+KvPoolConfig small_pool(int32_t blocks = 64) {
+  KvPoolConfig pool;
+  pool.block_size = 4;
+  pool.blocks = {blocks};
+  return pool;
+}
+
+// A prompt of consecutive token ids from `first` on.
+Sequence sequence_of(SequenceId id, int32_t prompt, int32_t max_tokens, int32_t first = 0) {
+  Sequence sequence;
+  sequence.id = id;
+  sequence.tokens.resize(prompt);
+  std::iota(sequence.tokens.begin(), sequence.tokens.end(), first);
+  sequence.prompt_tokens = prompt;
+  sequence.sampling.max_tokens = max_tokens;
+  sequence.sampling.seed = id;  // by which a test knows it again in a plan
+  return sequence;
+}
+
+StepResult result_of(const StepPlan& plan, int32_t token = 7) {
+  StepResult result{plan.step, {}};
+  for (const PlanRow& row : plan.rows) {
+    if (!row.sample && !row.prompt_logprobs) continue;
+    RowResult& out = result.rows.emplace_back();
+    out.slot = row.slot;
+    if (row.sample) out.token = token;
+  }
+  return result;
+}
+
+class SchedulerTest : public testing::Test {
+ protected:
+  void start(const SchedulerConfig& config, const KvPoolConfig& pool) {
+    scheduler_ = std::make_unique<Scheduler>(config, pool);
+  }
+  StepPlan plan() {
+    StepPlan plan;
+    EXPECT_TRUE(scheduler_->next(plan));
+    return plan;
+  }
+  void apply(const StepPlan& plan, int32_t token = 7) {
+    result_ = result_of(plan, token);
+    events_.clear();
+    scheduler_->apply(result_, events_);
+    scheduler_->check_invariants();
+  }
+  StepPlan step(int32_t token = 7) {
+    StepPlan made = plan();
+    apply(made, token);
+    return made;
+  }
+  void take_events() {
+    events_.clear();
+    scheduler_->take_events(events_);
+  }
+  static std::vector<uint64_t> admitted(const StepPlan& plan) {
+    std::vector<uint64_t> ids;
+    for (const SlotInit& init : plan.admitted) ids.push_back(init.sampling.seed);
+    return ids;
+  }
+
+  std::unique_ptr<Scheduler> scheduler_;
+  StepResult result_;
+  std::vector<SequenceEvent> events_;
+};
+
+TEST_F(SchedulerTest, LongPromptIsChunkedAndDecodeRowsComeFirst) {
+  start(small_config(), small_pool());
+  scheduler_->add(sequence_of(1, 4, 20));
+  step();
+  scheduler_->add(sequence_of(2, 40, 20, 100));
+  const StepPlan first = step();
+  ASSERT_EQ(first.rows.size(), 2u);
+  EXPECT_EQ(first.rows[0].count, 1);
+  EXPECT_EQ(first.rows[1].count, 15);  // what the decode row leaves of the budget
+  EXPECT_FALSE(first.rows[1].sample);
+  EXPECT_EQ(step().rows[1].position, 15);
+  const StepPlan last = step();
+  EXPECT_EQ(last.rows[1].count, 10);
+  EXPECT_TRUE(last.rows[1].sample);
+}
+
+TEST_F(SchedulerTest, FinishReasons) {
+  start(small_config(), small_pool());
+  Sequence stop = sequence_of(1, 4, 20);
+  stop.sampling.stop_ids = {50, 51, 52, 53, 54, 7};  // more than fit the entry's first cache line
+  stop.sampling.min_tokens = 2;
+  scheduler_->add(stop);
+  step(8);
+  EXPECT_EQ(events_[0].finish, FinishReason::kNone);
+  step(7);  // the sampler would not choose it as the second token: it does not count
+  EXPECT_EQ(events_[0].finish, FinishReason::kNone);
+  step(7);
+  EXPECT_EQ(events_[0].finish, FinishReason::kStop);
+  EXPECT_EQ(events_[0].row->token, 7);
+
+  scheduler_->add(sequence_of(2, 62, 20));
+  int32_t tokens = 0;
+  do {
+    step();
+    tokens += events_.empty() || events_[0].row == nullptr ? 0 : 1;
+  } while (events_.empty() || events_[0].finish == FinishReason::kNone);
+  EXPECT_EQ(events_[0].finish, FinishReason::kLength);  // the context is full
+  EXPECT_EQ(tokens, 2);
+  EXPECT_TRUE(scheduler_->idle());
+}
+
+TEST_F(SchedulerTest, WhatCanNeverRunIsRefused) {
+  start(small_config(), small_pool(8));
+  const auto refused = [&](Sequence sequence) {
+    try {
+      scheduler_->add(std::move(sequence));
+    } catch (const Error& error) {
+      return error.code() == ErrorCode::kInvalidArgument;
+    }
+    return false;
+  };
+  EXPECT_TRUE(refused(sequence_of(1, 65, 1)));
+  EXPECT_TRUE(refused(sequence_of(1, 0, 1)));
+  EXPECT_TRUE(refused(sequence_of(1, 10, -1)));
+  EXPECT_TRUE(refused(sequence_of(1, 10, 24)));   // 33 positions: 9 blocks
+  EXPECT_FALSE(refused(sequence_of(1, 10, 23)));  // the last token needs no KV
+  Sequence wrong = sequence_of(2, 4, 1);
+  wrong.prompt_tokens = 5;
+  EXPECT_TRUE(refused(wrong));
+  EXPECT_THROW(scheduler_->add(sequence_of(1, 4, 1)), Error);  // the id lives
+}
+
+TEST_F(SchedulerTest, TheQueueIsBounded) {
+  start(small_config(), small_pool());
+  for (SequenceId id = 1; id <= 8; ++id) EXPECT_TRUE(scheduler_->add(sequence_of(id, 4, 2)));
+  EXPECT_FALSE(scheduler_->add(sequence_of(9, 4, 2)));
+  step();  // four get a slot
+  EXPECT_TRUE(scheduler_->add(sequence_of(9, 4, 2)));
+}
+
+TEST_F(SchedulerTest, APrefixHitLeavesTheLastTokenToCompute) {
+  start(small_config(), small_pool());
+  scheduler_->add(sequence_of(1, 8, 1));
+  step();
+  EXPECT_EQ(events_[0].cached_tokens, 0);
+  scheduler_->add(sequence_of(2, 8, 1));
+  const StepPlan hit = step();
+  EXPECT_EQ(hit.rows[0].position, 4);  // two blocks are known, but the last token must be run
+  EXPECT_EQ(hit.admitted[0].blocks[0].size(), 1u);
+  EXPECT_TRUE(events_[0].first_admission);
+  EXPECT_EQ(events_[0].cached_tokens, 4);
+  Sequence salted = sequence_of(3, 8, 1);
+  salted.prefix_salt = 1;
+  scheduler_->add(salted);
+  EXPECT_EQ(step().rows[0].position, 0);
+  EXPECT_EQ(scheduler_->stats().kv.hit_tokens, 4);
+  EXPECT_EQ(scheduler_->stats().kv.queried_tokens, 24);
+}
+
+TEST_F(SchedulerTest, SiblingsWaitForThePromptOfTheFirst) {
+  start(small_config(), small_pool());
+  for (SequenceId id = 1; id <= 3; ++id) {
+    Sequence sequence = sequence_of(id, 24, 4);
+    sequence.group = 9;
+    sequence.output_index = static_cast<uint32_t>(id - 1);
+    scheduler_->add(sequence);
+  }
+  scheduler_->add(sequence_of(4, 4, 4, 500));  // somebody else need not wait
+  EXPECT_EQ(admitted(step()), (std::vector<uint64_t>{1}));
+  const StepPlan second = step();
+  // The first one's prompt is complete in this plan, which may already read it.
+  EXPECT_EQ(admitted(second), (std::vector<uint64_t>{2, 3}));
+  for (const SlotInit& init : second.admitted) EXPECT_EQ(init.blocks[0].size(), 5u);
+  EXPECT_EQ(admitted(step()), (std::vector<uint64_t>{4}));
+}
+
+TEST_F(SchedulerTest, WithoutTheFirstTheNextSiblingLeads) {
+  start(small_config(), small_pool());
+  for (SequenceId id = 1; id <= 3; ++id) {
+    Sequence sequence = sequence_of(id, 24, 4);
+    sequence.group = 9;
+    scheduler_->add(sequence);
+  }
+  scheduler_->abort(1);
+  EXPECT_EQ(admitted(step()), (std::vector<uint64_t>{2}));
+  EXPECT_EQ(admitted(step()), (std::vector<uint64_t>{3}));
+}
+
+TEST_F(SchedulerTest, AbortsEndAtOnceOrWithThePlanInFlight) {
+  start(small_config(), small_pool());
+  scheduler_->add(sequence_of(1, 4, 20));
+  scheduler_->add(sequence_of(2, 4, 20));
+  scheduler_->abort(2);
+  scheduler_->abort(77);  // unknown
+  take_events();
+  ASSERT_EQ(events_.size(), 1u);
+  EXPECT_EQ(events_[0].id, 2u);
+  EXPECT_EQ(events_[0].finish, FinishReason::kAborted);
+  const StepPlan flying = plan();
+  scheduler_->abort(1);
+  take_events();
+  EXPECT_TRUE(events_.empty());
+  EXPECT_GT(scheduler_->stats().kv.used, 0);
+  apply(flying);
+  ASSERT_EQ(events_.size(), 1u);
+  EXPECT_EQ(events_[0].finish, FinishReason::kAborted);
+  EXPECT_EQ(events_[0].row, nullptr);
+  EXPECT_EQ(scheduler_->stats().kv.used, 0);
+  EXPECT_TRUE(scheduler_->idle());
+}
+
+TEST_F(SchedulerTest, HigherPriorityTakesTheSlotOfALower) {
+  SchedulerConfig config = small_config();
+  config.max_running = 1;
+  start(config, small_pool());
+  scheduler_->add(sequence_of(1, 8, 20));
+  step();
+  Sequence urgent = sequence_of(2, 8, 2, 100);
+  urgent.priority = 1;
+  scheduler_->add(urgent);
+  EXPECT_EQ(admitted(step()), (std::vector<uint64_t>{2}));
+  EXPECT_EQ(scheduler_->stats().preemptions, 1u);
+  step();
+  const StepPlan back = step();
+  EXPECT_EQ(admitted(back), (std::vector<uint64_t>{1}));
+  EXPECT_EQ(back.rows[0].position, 8);  // its own blocks were still there
+  EXPECT_EQ(back.tokens, std::vector<int32_t>{7});
+  EXPECT_TRUE(back.rows[0].sample);
+}
+
+TEST_F(SchedulerTest, TheLatestIsPreemptedAndGoesOnWithItsTokens) {
+  KvPoolConfig pool = small_pool(6);
+  pool.prefix_cache = false;
+  start(small_config(), pool);
+  scheduler_->add(sequence_of(1, 7, 9));
+  scheduler_->add(sequence_of(2, 7, 9, 100));
+  std::vector<int32_t> generated(3, 0);
+  while (!scheduler_->idle()) {
+    step();
+    for (const SequenceEvent& event : events_) generated[event.id] += event.row != nullptr;
+  }
+  EXPECT_GE(scheduler_->stats().preemptions, 1u);
+  EXPECT_EQ(generated[1], 9);
+  EXPECT_EQ(generated[2], 9);
+}
+
+TEST_F(SchedulerTest, DecodeRowsSpreadOverThePlansInFlight) {
+  SchedulerConfig config = small_config();
+  config.steps_in_flight = 2;
+  start(config, small_pool());
+  for (SequenceId id = 1; id <= 4; ++id) scheduler_->add(sequence_of(id, 4, 20));
+  step();
+  const StepPlan first = plan();
+  const StepPlan second = plan();
+  EXPECT_EQ(first.rows.size(), 2u);
+  EXPECT_EQ(second.rows.size(), 2u);
+  StepPlan third;
+  EXPECT_FALSE(scheduler_->can_plan());
+  EXPECT_FALSE(scheduler_->next(third));
+  apply(first);
+  EXPECT_EQ(plan().rows.size(), 2u);
+}
+
+TEST_F(SchedulerTest, ChunksOfOnePromptFollowEachOtherInFlight) {
+  SchedulerConfig config = small_config();
+  config.steps_in_flight = 3;
+  start(config, small_pool());
+  scheduler_->add(sequence_of(1, 40, 20));
+  const StepPlan first = plan();
+  const StepPlan second = plan();
+  const StepPlan third = plan();
+  EXPECT_EQ(first.rows[0].count, 16);
+  EXPECT_EQ(second.rows[0].position, 16);
+  EXPECT_TRUE(third.rows[0].sample);
+  scheduler_->abort(1);
+  apply(first);
+  apply(second);
+  EXPECT_TRUE(events_.empty());
+  apply(third);
+  EXPECT_EQ(events_[0].finish, FinishReason::kAborted);
+}
+
+TEST_F(SchedulerTest, ScoringComputesThePromptAndSamplesNothing) {
+  start(small_config(), small_pool());
+  scheduler_->add(sequence_of(1, 20, 1));  // fills the cache, which scoring must not use
+  step();
+  step();
+  Sequence score = sequence_of(2, 20, 0);
+  score.sampling.prompt_logprobs = 0;
+  scheduler_->add(score);
+  const StepPlan first = step();
+  EXPECT_EQ(first.rows[0].position, 0);
+  EXPECT_TRUE(first.rows[0].prompt_logprobs);
+  EXPECT_EQ(first.rows[0].next_token, 16);
+  ASSERT_EQ(events_.size(), 1u);
+  EXPECT_NE(events_[0].row, nullptr);
+  const StepPlan last = step();
+  EXPECT_FALSE(last.rows[0].sample);
+  EXPECT_EQ(last.rows[0].next_token, -1);
+  EXPECT_EQ(events_[0].finish, FinishReason::kLength);
+  EXPECT_TRUE(scheduler_->idle());
+}
+
+TEST_F(SchedulerTest, AResumedSequenceGoesOnOrIsAlreadyOver) {
+  start(small_config(), small_pool());
+  Sequence resumed = sequence_of(1, 10, 4);
+  resumed.prompt_tokens = 8;
+  resumed.sampling.frequency_penalty = 0.5f;
+  scheduler_->add(resumed);
+  const StepPlan first = step();
+  EXPECT_EQ(first.rows[0].count, 10);
+  EXPECT_EQ(first.admitted[0].prompt_tokens, 8);
+  EXPECT_EQ(first.admitted[0].history, resumed.tokens);
+  step();
+  EXPECT_EQ(events_[0].finish, FinishReason::kLength);  // four generated tokens, two of them new
+
+  Sequence over = sequence_of(2, 10, 4);
+  over.prompt_tokens = 8;
+  over.sampling.stop_ids = {9};
+  scheduler_->add(over);
+  take_events();
+  ASSERT_EQ(events_.size(), 1u);
+  EXPECT_EQ(events_[0].finish, FinishReason::kStop);
+  EXPECT_TRUE(scheduler_->idle());
+}
+
+TEST_F(SchedulerTest, AWindowedGroupFreesBlocksBehindItsWindow) {
+  KvPoolConfig pool = small_pool();
+  pool.groups = {{0}, {6}};
+  pool.blocks = {64, 3};  // the second group could not hold 40 positions
+  start(small_config(), pool);
+  scheduler_->add(sequence_of(1, 30, 10));
+  while (!scheduler_->idle()) {
+    step();
+    EXPECT_LE(scheduler_->stats().kv.used, 10 + 3);
+  }
+  EXPECT_EQ(scheduler_->stats().kv.used, 0);
+}
+
+TEST_F(SchedulerTest, ANewWorldRecomputesEverything) {
+  SchedulerConfig config = small_config();
+  config.steps_in_flight = 2;
+  start(config, small_pool());
+  scheduler_->add(sequence_of(1, 8, 20));
+  scheduler_->add(sequence_of(2, 8, 20, 50));
+  const StepPlan before = step();
+  const StepPlan lost = plan();
+  scheduler_->abort(2);
+  scheduler_->reset_world();
+  scheduler_->check_invariants();
+  EXPECT_EQ(scheduler_->stats().kv.cached, 0);
+  EXPECT_THROW(apply(lost), Error);
+  const StepPlan after = plan();
+  EXPECT_GT(after.epoch, before.epoch);
+  EXPECT_EQ(admitted(after).front(), 1u);
+  EXPECT_EQ(after.rows[0].position, 0);
+  EXPECT_EQ(after.rows[0].count, 9);  // the sampled token is kept
+}
+
+TEST_F(SchedulerTest, AWrongResultIsRefusedAndChangesNothing) {
+  start(small_config(), small_pool());
+  scheduler_->add(sequence_of(1, 4, 20));
+  const StepPlan flying = plan();
+  const StepResult right = result_of(flying);
+  StepResult wrong = right;
+  wrong.step += 1;
+  EXPECT_THROW(scheduler_->apply(wrong, events_), Error);
+  wrong = right;
+  wrong.rows.clear();
+  EXPECT_THROW(scheduler_->apply(wrong, events_), Error);
+  wrong = right;
+  wrong.rows.push_back(right.rows[0]);
+  EXPECT_THROW(scheduler_->apply(wrong, events_), Error);
+  wrong = right;
+  wrong.rows[0].slot += 1;
+  EXPECT_THROW(scheduler_->apply(wrong, events_), Error);
+  wrong = right;
+  wrong.rows[0].token = -1;
+  EXPECT_THROW(scheduler_->apply(wrong, events_), Error);
+  EXPECT_TRUE(events_.empty());
+  scheduler_->apply(right, events_);
+  EXPECT_EQ(events_.size(), 1u);
+}
+
+TEST_F(SchedulerTest, StatsTellUsedFromAllocatedSlots) {
+  start(small_config(), small_pool());
+  scheduler_->add(sequence_of(1, 6, 20));
+  step();
+  EXPECT_EQ(scheduler_->stats().kv_tokens_used, 6);
+  EXPECT_EQ(scheduler_->stats().kv_tokens_allocated, 8);
+  EXPECT_EQ(scheduler_->stats().kv.used, 2);
+}
+
+TEST(Profiles, AreNamedAndTunable) {
+  for (const std::string_view name : profile_names()) EXPECT_NO_THROW(validate(profile(name)));
+  EXPECT_LT(profile("latency").token_budget, profile("balanced").token_budget);
+  EXPECT_GT(profile("throughput").max_running, profile("balanced").max_running);
+  SchedulerConfig config = profile("latency");
+  set_limit(config, "max_rows", 3);
+  EXPECT_EQ(config.max_rows, 3);
+  set_limit(config, "token_budget", 0);
+  EXPECT_THROW(validate(config), Error);
+  const auto message = [](auto call) -> std::string {
+    try {
+      call();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_NE(message([] { profile("fast"); }).find("latency, balanced, throughput"),
+            std::string::npos);
+  EXPECT_NE(message([&] { set_limit(config, "rows", 1); }).find("max_rows"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace trireme
