@@ -205,6 +205,7 @@ void Attention::run_part(const Call& call, const Item& item, int part, const Scr
   t.begin = std::max(part * kAttentionPartition,
                      first_position(row.position + item.token, call.params.window));
   t.end = std::min((part + 1) * kAttentionPartition, last);
+  t.known = item.partials >= 0 ? t.end : last;
   t.scratch = scratch.tile;
   t.max = max;
   t.sum = sum;

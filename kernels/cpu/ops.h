@@ -65,6 +65,7 @@ struct AttentionTile {
   const int32_t* blocks = nullptr;
   int begin = 0;
   int end = 0;
+  int known = 0;             // positions before it may be fetched ahead of their turn
   float* scratch = nullptr;  // attention_scratch(head_dim) floats
   // Out: the softmax's running maximum and sum, and the unnormalized output [rows][padded dim].
   float* max = nullptr;

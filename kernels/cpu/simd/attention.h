@@ -34,14 +34,14 @@ inline V::F load_kv(const std::byte* row, int d, int n) {
   }
 }
 
-// rows[i]: position first + i of this step, or nullptr outside [begin, end).
-inline void find_rows(const AttentionTile& t, const std::byte* base, int first,
+// rows[i]: position first + i, or nullptr outside [begin, end).
+inline void find_rows(const AttentionTile& t, const std::byte* base, int first, int end,
                       const std::byte** rows) {
   const int64_t bytes = t.head_dim * (t.dtype == trireme::DType::kF32 ? 4 : 2);
   for (int i = 0; i < kAttentionStep; ++i) {
     const int p = first + i;
     rows[i] = nullptr;
-    if (p < t.begin || p >= t.end) continue;
+    if (p < t.begin || p >= end) continue;
     rows[i] = base + t.blocks[p / t.block_size] * t.block_stride + p % t.block_size * bytes;
   }
 }
@@ -77,11 +77,19 @@ void widen_values(const AttentionTile& t, const std::byte* const* rows, int padd
   }
 }
 
+// Pages of KV are no stream that hardware would prefetch: each step asks for the next one's rows.
+template <DType kType>
+inline void prefetch_kv(const std::byte* row, int d) {
+  constexpr int kBytes = kType == DType::kF32 ? 4 : 2;
+  if (row == nullptr || d * kBytes % 64 != 0) return;
+  _mm_prefetch(reinterpret_cast<const char*>(row) + d * kBytes, _MM_HINT_T1);
+}
+
 // Few query rows (decode): the same arithmetic without the copies. Scores of `Rows` rows straight
 // from the transposed registers.
 template <DType kType, int Rows>
-void direct_scores(const AttentionTile& t, const std::byte* const* rows, const float* q,
-                   float* scores) {
+void direct_scores(const AttentionTile& t, const std::byte* const* rows,
+                   const std::byte* const* next, const float* q, float* scores) {
   for (int i = 0; i < kAttentionStep; i += V::kWidth) {
     V::F acc[Rows];
     for (int r = 0; r < Rows; ++r) acc[r] = V::zero();
@@ -90,6 +98,7 @@ void direct_scores(const AttentionTile& t, const std::byte* const* rows, const f
       V::F block[V::kWidth];
 #pragma GCC unroll 16
       for (int j = 0; j < V::kWidth; ++j) {
+        prefetch_kv<kType>(next[i + j], d);
         block[j] = rows[i + j] == nullptr ? V::zero() : load_kv<kType>(rows[i + j], d, n);
       }
       V::transpose(block);
@@ -108,8 +117,9 @@ void direct_scores(const AttentionTile& t, const std::byte* const* rows, const f
 
 // out[Rows][Vectors] += weights[Rows][count] V[count][d ..], V as it lies in the cache.
 template <DType kType, int Rows, int Vectors>
-void direct_block(const AttentionTile& t, const std::byte* const* rows, int count,
-                  const float* weights, int d, int padded, float* out) {
+void direct_block(const AttentionTile& t, const std::byte* const* rows,
+                  const std::byte* const* next, int count, const float* weights, int d, int padded,
+                  float* out) {
   V::F acc[Rows][Vectors];
   for (int r = 0; r < Rows; ++r) {
     for (int n = 0; n < Vectors; ++n) acc[r][n] = V::load(out + r * padded + d + n * V::kWidth);
@@ -119,6 +129,7 @@ void direct_block(const AttentionTile& t, const std::byte* const* rows, int coun
 #pragma GCC unroll 4
     for (int n = 0; n < Vectors; ++n) {
       const int at = d + n * V::kWidth, left = t.head_dim - at;
+      prefetch_kv<kType>(next[i], at);
       v[n] = rows[i] == nullptr || left <= 0
                  ? V::zero()
                  : load_kv<kType>(rows[i], at, left < V::kWidth ? left : V::kWidth);
@@ -136,14 +147,15 @@ void direct_block(const AttentionTile& t, const std::byte* const* rows, int coun
 }
 
 template <DType kType, int Rows>
-void direct_values(const AttentionTile& t, const std::byte* const* rows, int count,
-                   const float* weights, int padded, float* out) {
+void direct_values(const AttentionTile& t, const std::byte* const* rows,
+                   const std::byte* const* next, int count, const float* weights, int padded,
+                   float* out) {
   int d = 0;
   for (; d + V::kGemmVectors * V::kWidth <= padded; d += V::kGemmVectors * V::kWidth) {
-    direct_block<kType, Rows, V::kGemmVectors>(t, rows, count, weights, d, padded, out);
+    direct_block<kType, Rows, V::kGemmVectors>(t, rows, next, count, weights, d, padded, out);
   }
   for (; d < padded; d += V::kWidth) {
-    direct_block<kType, Rows, 1>(t, rows, count, weights, d, padded, out);
+    direct_block<kType, Rows, 1>(t, rows, next, count, weights, d, padded, out);
   }
 }
 
@@ -281,16 +293,27 @@ void attend_typed(const AttentionTile& t) {
     if (row == t.rows) continue;
     const std::byte* k_rows[kAttentionStep];
     const std::byte* v_rows[kAttentionStep];
-    find_rows(t, t.k, first, k_rows);
-    find_rows(t, t.v, first, v_rows);
+    const std::byte* k_next[kAttentionStep];
+    const std::byte* v_next[kAttentionStep];
+    find_rows(t, t.k, first, t.end, k_rows);
+    find_rows(t, t.v, first, t.end, v_rows);
+    find_rows(t, t.k, first + kAttentionStep, t.known, k_next);
+    find_rows(t, t.v, first + kAttentionStep, t.known, v_next);
     const int active = t.rows - row;
     const float* q = t.q + row * t.head_dim;
     float* weights = scores + row * kAttentionStep;
     float* out = t.out + row * padded;
     const bool direct = active <= kDirectRows;
     if (direct) {
-      with_rows(active, [&]<int kRows>() { direct_scores<kType, kRows>(t, k_rows, q, weights); });
+      with_rows(active,
+                [&]<int kRows>() { direct_scores<kType, kRows>(t, k_rows, k_next, q, weights); });
     } else {
+      for (int i = 0; i < kAttentionStep; ++i) {
+        for (int d = 0; d < t.head_dim; d += V::kWidth) {
+          prefetch_kv<kType>(k_next[i], d);
+          prefetch_kv<kType>(v_next[i], d);
+        }
+      }
       transpose_keys<kType>(t, k_rows, keys);
       gemm(active, q, t.head_dim, keys, kAttentionStep, t.head_dim, weights, kAttentionStep,
            kStepVectors, false);
@@ -300,7 +323,7 @@ void attend_typed(const AttentionTile& t) {
     }
     if (direct) {
       with_rows(active, [&]<int kRows>() {
-        direct_values<kType, kRows>(t, v_rows, count, weights, padded, out);
+        direct_values<kType, kRows>(t, v_rows, v_next, count, weights, padded, out);
       });
     } else {
       widen_values<kType>(t, v_rows, padded, values);
