@@ -20,20 +20,20 @@
 namespace trireme {
 
 struct InstanceOptions {
-  std::string model;               // .gguf file or Hugging Face directory
-  std::string layout;              // as parse_layout; empty: chosen
-  int threads = 0;                 // compute threads of this rank; 0: cores / local ranks
-  std::optional<CpuIsa> isa;       // default: the best of the machine
+  std::string model;          // .gguf file or Hugging Face directory
+  std::string layout;         // as parse_layout; empty: chosen
+  int threads = 0;            // compute threads of this rank; 0: cores / local ranks
+  std::optional<CpuIsa> isa;  // default: the best of the machine
   std::string profile = "balanced";
   // Each overrides the profile's figure; 0 or less: the profile's.
   int32_t token_budget = 0, max_chunk = 0, max_rows = 0, max_running = 0, max_queue = 0;
-  int32_t max_context = 0;         // 0: the model's, as far as the KV memory allows
+  int32_t max_context = 0;  // 0: the model's, as far as the KV memory allows
   int32_t block_size = 16;
-  std::string kv_dtype = "auto";   // auto: f32 for float32 weights, else f16; f32, f16, bf16
-  int64_t kv_memory = 0;           // bytes per rank; 0: what max_running sequences can use, at most
-                                   // a share of the free memory
+  std::string kv_dtype = "auto";  // auto: f32 for float32 weights, else f16; f32, f16, bf16
+  int64_t kv_memory = 0;          // bytes per rank; 0: what max_running sequences can use, at most
+                                  // a share of the free memory
   bool prefix_cache = true;
-  int steps_in_flight = 0;         // 0: one per pipeline stage
+  int steps_in_flight = 0;  // 0: one per pipeline stage
 };
 
 class Instance {
@@ -56,7 +56,7 @@ class Instance {
   Backend& backend();
   ThreadPool& pool();
   Worker& worker();
-  Engine& engine();  // rank 0 only
+  Engine& engine();              // rank 0 only
   int64_t weight_bytes() const;  // on this rank
   int64_t kv_bytes() const;
 
