@@ -101,14 +101,8 @@ SchedulerStats Scheduler::stats() const {
   stats.steps = state.steps;
   stats.preemptions = state.preemptions;
   stats.kv = state.pool.stats();
-  for (const Entry* entry : state.running) {
-    for (const BlockTable& table : entry->tables) {
-      const int64_t begin = int64_t{table.live} * state.pool.block_size();
-      stats.kv_tokens_used += std::max<int64_t>(0, entry->computed - begin);
-      stats.kv_tokens_allocated +=
-          (static_cast<int64_t>(table.blocks.size()) - table.live) * state.pool.block_size();
-    }
-  }
+  stats.kv_tokens_used = state.kv_tokens_used;
+  stats.kv_tokens_allocated = state.kv_tokens_allocated;
   return stats;
 }
 
@@ -139,6 +133,8 @@ void Scheduler::check_invariants() const {
   const auto require = [](bool valid, const char* what) {
     if (!valid) fail(ErrorCode::kInternal, "scheduler: {}", what);
   };
+  int64_t used = 0;
+  int64_t allocated = 0;
   for (size_t g = 0; g < state.pool.groups(); ++g) {
     std::vector<int32_t> expected(state.pool.group(g).size(), 0);
     for (const Entry* entry : state.running) {
@@ -149,10 +145,13 @@ void Scheduler::check_invariants() const {
       require(
           entry->capacity == static_cast<int32_t>(table.blocks.size()) * state.pool.block_size(),
           "capacity");
+      used += entry->computed - int64_t{table.live} * state.pool.block_size();
+      allocated += entry->capacity - int64_t{table.live} * state.pool.block_size();
       for (size_t i = table.live; i < table.blocks.size(); ++i) ++expected[table.blocks[i]];
     }
     state.pool.group(g).check(expected);
   }
+  require(used == state.kv_tokens_used && allocated == state.kv_tokens_allocated, "kv_tokens");
   require(std::is_sorted(state.running.begin(), state.running.end(), RanksBefore{}),
           "running sequences are not in rank order");
   require(static_cast<int32_t>(state.running.size()) == state.running_count, "running_count");

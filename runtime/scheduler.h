@@ -84,15 +84,16 @@ class Scheduler {
 
   // `result` belongs to the oldest plan in flight and has one entry for each of its rows that
   // samples or reports prompt log-probabilities, in row order (else throws kInternal, and nothing
-  // has changed). Appends to `events`, whose row pointers live as long as `result`.
+  // has changed). A row that should sample and brings no token (-1) ends its sequence with kError.
+  // Appends to `events`, whose row pointers live as long as `result`.
   void apply(const StepResult& result, std::vector<SequenceEvent>& events);
 
   // Events that happened outside apply(): sequences aborted while not in flight, or over before
   // they began.
   void take_events(std::vector<SequenceEvent>& events);
 
-  bool idle() const;  // nothing waiting, running or in flight
-  SchedulerStats stats() const;
+  bool idle() const;             // nothing waiting, running or in flight
+  SchedulerStats stats() const;  // costs the same whatever is running
 
   // Forgets the world: every running sequence goes back to the queue and will be recomputed; the
   // prefix cache is emptied; the next plan carries a new epoch. Plans in flight are forgotten.

@@ -16,8 +16,7 @@ void check_result(const Flight& flight, const StepResult& result) {
   size_t at = 0;
   for (const FlightRow& row : flight.rows) {
     if (!row.has_result()) continue;
-    if (at >= result.rows.size() || result.rows[at].slot != row.slot ||
-        (row.sample && result.rows[at].token < 0)) {
+    if (at >= result.rows.size() || result.rows[at].slot != row.slot) {
       fail(ErrorCode::kInternal, "step result: step {}: row {} is not that of slot {}", result.step,
            at, row.slot);
     }
@@ -42,6 +41,10 @@ SequenceEvent settle(Entry& entry, const FlightRow& row, const RowResult* result
   event.first_admission = !entry.announced;
   entry.announced = true;
   if (row.prompt_logprobs) entry.reported_to = row.end;
+  if (row.sample && result->token < 0) {
+    event.finish = FinishReason::kError;
+    return event;
+  }
   if (row.sample) entry.append(result->token);
   if (row.sample || row.last) event.finish = entry.finish();
   return event;

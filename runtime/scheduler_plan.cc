@@ -231,6 +231,9 @@ void Planner::admit(Entry& entry, const PrefixMatch& match) {
     table.blocks = match.tables[g];
     table.live = std::min(match.blocks, pool_.first_needed(g, entry.computed));
     for (int32_t i = table.live; i < match.blocks; ++i) pool_.group(g).retain(table.blocks[i]);
+    const int64_t held = int64_t{match.blocks - table.live} * pool_.block_size();
+    state_.kv_tokens_used += held;
+    state_.kv_tokens_allocated += held;
   }
   if (!entry.admitted) {
     entry.admitted = true;
@@ -299,6 +302,8 @@ void Planner::slide_windows(Entry& entry) {
     const int32_t first = std::min(length, pool_.first_needed(g, entry.computed));
     for (; table.live < first; ++table.live) {
       pool_.group(g).release(table.blocks[table.live]);
+      state_.kv_tokens_used -= pool_.block_size();
+      state_.kv_tokens_allocated -= pool_.block_size();
       table.blocks[table.live] = kNoBlock;
     }
   }
@@ -349,6 +354,7 @@ void Planner::place(Entry& entry, int32_t count, PlanRow& row, FlightRow& flight
   row.count = count;
   row.block_begin = static_cast<int32_t>(plan_.blocks.size());
   entry.computed += count;
+  state_.kv_tokens_used += count * static_cast<int64_t>(pool_.groups());
   ++entry.in_flight;
   flight.entry = &entry;
   flight.end = entry.computed;
@@ -362,6 +368,8 @@ void Planner::place(Entry& entry, int32_t count, PlanRow& row, FlightRow& flight
 void Planner::take_blocks(Entry& entry, PlanRow& row) {
   row.block_count = pool_.blocks_for(entry.computed - entry.capacity);
   entry.capacity += row.block_count * pool_.block_size();
+  state_.kv_tokens_allocated +=
+      int64_t{row.block_count} * pool_.block_size() * static_cast<int64_t>(pool_.groups());
   for (size_t g = 0; g < pool_.groups(); ++g) {
     for (int32_t i = 0; i < row.block_count; ++i) {
       const int32_t block = pool_.group(g).take();

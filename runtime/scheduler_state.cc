@@ -56,8 +56,12 @@ SchedulerState::SchedulerState(const SchedulerConfig& config, const KvPoolConfig
 }
 
 void SchedulerState::release_blocks(Entry& entry) {
+  if (!entry.running()) return;
   for (size_t g = 0; g < entry.tables.size(); ++g) {
     BlockTable& table = entry.tables[g];
+    const auto length = static_cast<int64_t>(table.blocks.size());
+    kv_tokens_used -= entry.computed - int64_t{table.live} * pool.block_size();
+    kv_tokens_allocated -= (length - table.live) * pool.block_size();
     // The end of a prefix is useless without its beginning, so it is to be evicted first.
     for (auto i = static_cast<int32_t>(table.blocks.size()) - 1; i >= table.live; --i) {
       pool.group(g).release(table.blocks[i]);
@@ -67,11 +71,9 @@ void SchedulerState::release_blocks(Entry& entry) {
   }
   entry.computed = 0;
   entry.capacity = 0;
-  if (entry.slot >= 0) {
-    free_slots.push_back(entry.slot);
-    entry.slot = -1;
-    --running_count;
-  }
+  free_slots.push_back(entry.slot);
+  entry.slot = -1;
+  --running_count;
 }
 
 void SchedulerState::preempt(Entry& entry) {

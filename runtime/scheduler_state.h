@@ -172,6 +172,8 @@ class SchedulerState {
   int32_t queued = 0;  // sequences that never had a slot
   int32_t running_count = 0;
   int64_t waiting_tokens = 0;  // of `waiting`
+  int64_t kv_tokens_used = 0;  // as in SchedulerStats, kept up to date with every change
+  int64_t kv_tokens_allocated = 0;
   uint64_t arrivals = 0;
   uint64_t epoch = 1;
   uint64_t steps = 0;

@@ -393,12 +393,24 @@ TEST_F(SchedulerTest, AWrongResultIsRefusedAndChangesNothing) {
   wrong = right;
   wrong.rows[0].slot += 1;
   EXPECT_THROW(scheduler_->apply(wrong, events_), Error);
-  wrong = right;
-  wrong.rows[0].token = -1;
-  EXPECT_THROW(scheduler_->apply(wrong, events_), Error);
   EXPECT_TRUE(events_.empty());
   scheduler_->apply(right, events_);
   EXPECT_EQ(events_.size(), 1u);
+}
+
+TEST_F(SchedulerTest, ASequenceWithNothingLeftToSampleEndsAlone) {
+  start(small_config(), small_pool());
+  scheduler_->add(sequence_of(1, 4, 20));
+  scheduler_->add(sequence_of(2, 4, 20, 50));
+  const StepPlan flying = plan();
+  StepResult result = result_of(flying);
+  result.rows[0].token = -1;
+  scheduler_->apply(result, events_);
+  scheduler_->check_invariants();
+  ASSERT_EQ(events_.size(), 2u);
+  EXPECT_EQ(events_[0].finish, FinishReason::kError);
+  EXPECT_EQ(events_[1].finish, FinishReason::kNone);
+  EXPECT_EQ(scheduler_->stats().running, 1);
 }
 
 TEST_F(SchedulerTest, StatsTellUsedFromAllocatedSlots) {
