@@ -159,7 +159,7 @@ void direct_values(const AttentionTile& t, const std::byte* const* rows,
   }
 }
 
-constexpr int kDirectRows = 4;
+constexpr int kDirectRows = V::kWidth == 16 ? 8 : 4;
 
 // Calls with<Rows>() for 1 <= rows <= kDirectRows.
 template <typename With>
@@ -168,7 +168,11 @@ inline void with_rows(int rows, With with) {
     case 1: return with.template operator()<1>();
     case 2: return with.template operator()<2>();
     case 3: return with.template operator()<3>();
-    default: return with.template operator()<4>();
+    case 4: return with.template operator()<4>();
+    case 5: return with.template operator()<5>();
+    case 6: return with.template operator()<6>();
+    case 7: return with.template operator()<7>();
+    default: return with.template operator()<8>();
   }
 }
 
@@ -322,9 +326,14 @@ void attend_typed(const AttentionTile& t) {
       softmax_step(t, r, first, padded, scores + r * kAttentionStep, sums[r]);
     }
     if (direct) {
-      with_rows(active, [&]<int kRows>() {
-        direct_values<kType, kRows>(t, v_rows, v_next, count, weights, padded, out);
-      });
+      for (int r = 0; r < active; r += 4) {
+        with_rows(active - r < 4 ? active - r : 4, [&]<int kRows>() {
+          if constexpr (kRows <= 4) {
+            direct_values<kType, kRows>(t, v_rows, v_next, count, weights + r * kAttentionStep,
+                                        padded, out + r * padded);
+          }
+        });
+      }
     } else {
       widen_values<kType>(t, v_rows, padded, values);
       gemm(active, weights, kAttentionStep, values, padded, count, out, padded, padded / V::kWidth,
