@@ -11,7 +11,8 @@
 namespace trireme {
 namespace {
 
-constexpr int kMaxTag = 32767;  // what every MPI has
+constexpr int kMaxTag = 32767;        // what every MPI has
+constexpr size_t kEagerBytes = 4000;  // Open MPI sends these at once, ready receiver or not
 
 class MpiCommunicator final : public Communicator {
  public:
@@ -59,6 +60,7 @@ class MpiCommunicator final : public Communicator {
     if (!process_->idle()) process_->progress();
     return group_.get();
   }
+  void linger(size_t bytes);
   void check_peer(const char* operation, int peer, int tag) const;
   void check_bytes(const char* operation, size_t bytes) const;
 
@@ -134,6 +136,19 @@ void MpiCommunicator::send(std::span<const std::byte> data, int to, int tag, Str
     messages_.wait("send", to, data.size(), [&] { return !process_->full(); });
   }
   process_->send(messages_.comm(), data, to, tag, name());
+  if (data.size() > kEagerBytes) linger(data.size());
+}
+
+// A large message leaves only while its sender is inside MPI (unless receivers can fetch it): stay
+// for as long as the copy takes if the receiver is waiting already, and a little longer. If it is
+// not, later calls move the message along.
+void MpiCommunicator::linger(size_t bytes) {
+  using Clock = std::chrono::steady_clock;
+  const auto until = Clock::now() + std::chrono::nanoseconds(50'000 + bytes / 2);
+  while (!process_->idle() && Clock::now() < until) {
+    process_->progress();
+    if (process_->crowded()) sched_yield();
+  }
 }
 
 // Matches before it receives: the size is known to be right, and no deadline can pass while MPI

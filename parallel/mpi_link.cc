@@ -78,22 +78,24 @@ void MpiProcess::progress() {
     MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_SELF, &flag, MPI_STATUS_IGNORE);
     return;
   }
+  // All of them: one peer that does not receive must not hold back the account of the others.
+  size_t kept = 0;
   for (Pending& entry : pending_) {
     int done = 0;
-    if (entry.request == MPI_REQUEST_NULL) continue;
     // An error is a peer that is gone; whoever waits for it learns of that by its own deadline.
-    if (MPI_Test(&entry.request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) {
-      entry.request = MPI_REQUEST_NULL;
+    if (MPI_Test(&entry.request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS || done) {
+      retire(entry);
+    } else {
+      std::swap(pending_[kept++], entry);
     }
-    if (!done) break;  // sends leave nearly in order, and one test moves all of them
   }
-  while (!pending_.empty() && pending_.front().request == MPI_REQUEST_NULL) {
-    Pending& entry = pending_.front();
-    pending_bytes_ -= entry.data.size();
-    if (entry.data.capacity() <= kMaxKept && spare_.size() < 32) {
-      spare_.push_back(std::move(entry.data));
-    }
-    pending_.pop_front();
+  pending_.resize(kept);
+}
+
+void MpiProcess::retire(Pending& entry) {
+  pending_bytes_ -= entry.data.size();
+  if (entry.data.capacity() <= kMaxKept && spare_.size() < 32) {
+    spare_.push_back(std::move(entry.data));
   }
 }
 

@@ -51,6 +51,8 @@ class MpiProcess {
     MPI_Request request = MPI_REQUEST_NULL;
     std::vector<std::byte> data;
   };
+  void retire(Pending& entry);
+
   static constexpr size_t kMaxPending = 512;
   static constexpr size_t kMaxBytes = size_t{256} << 20;
   static constexpr size_t kMaxKept = size_t{4} << 20;  // larger buffers are not kept for reuse

@@ -49,6 +49,17 @@ void large_messages_around_a_ring(Communicator& ranks) {
   EXPECT_EQ(received, data);
 }
 
+// A large message that nobody receives yet does not use up the room of those behind it.
+void one_silent_peer_holds_nobody_back(Communicator& ranks) {
+  const int next = (ranks.rank() + 1) % ranks.size();
+  const int previous = (ranks.rank() + ranks.size() - 1) % ranks.size();
+  std::vector<std::byte> large(100'000), small(8);
+  ranks.send(large, ranks.rank(), 6);
+  for (int i = 0; i < 600; ++i) ranks.send(small, next, 7);
+  for (int i = 0; i < 600; ++i) ranks.recv(small, previous, 7);
+  ranks.recv(large, ranks.rank(), 6);
+}
+
 void probe_tells_the_size(Communicator& ranks) {
   const int next = (ranks.rank() + 1) % ranks.size();
   const int previous = (ranks.rank() + ranks.size() - 1) % ranks.size();
@@ -197,6 +208,7 @@ std::vector<CommunicatorCase> point_to_point_cases() {
   return {
       {"MessagesArriveInOrder", messages_arrive_in_order},
       {"LargeMessagesAroundARing", large_messages_around_a_ring},
+      {"OneSilentPeerHoldsNobodyBack", one_silent_peer_holds_nobody_back},
       {"ProbeTellsTheSize", probe_tells_the_size},
       {"MessagesDoNotMeetCollectives", messages_do_not_meet_collectives},
       {"SendsMakeProgressInsideCollectives", sends_make_progress_inside_collectives},
