@@ -166,7 +166,7 @@ class AttentionTest : public IsaTest {
 
 TEST_P(AttentionTest, MatchesFloat64) {
   Backend& b = backend(2);
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < 20; ++round) {
     const Shape shape = random_shape();
     SCOPED_TRACE(describe(shape));
     TestSequence sequence(random_, shape, random_.integer(1, round % 3 == 0 ? 1300 : 150));
@@ -181,7 +181,7 @@ TEST_P(AttentionTest, MatchesFloat64) {
 // The same bits for a prompt whole, in any chunks, token by token, and with any threads.
 TEST_P(AttentionTest, ChunksAndThreadsChangeNothing) {
   Backend* backends[] = {&backend(1), &backend(2), &backend(3), &backend(5)};
-  for (int round = 0; round < 8; ++round) {
+  for (int round = 0; round < 6; ++round) {
     Shape shape = random_shape();
     if (is_reference()) shape.head_dim = 20;
     if (shape.group > 8) shape.kv_heads = 1;

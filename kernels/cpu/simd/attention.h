@@ -34,15 +34,23 @@ inline V::F load_kv(const std::byte* row, int d, int n) {
   }
 }
 
-// rows[i]: position first + i, or nullptr outside [begin, end).
-inline void find_rows(const AttentionTile& t, const std::byte* base, int first, int end,
-                      const std::byte** rows) {
-  const int64_t bytes = t.head_dim * (t.dtype == trireme::DType::kF32 ? 4 : 2);
+// k[i], v[i]: position first + i, or nullptr outside [begin, end).
+inline void find_rows(const AttentionTile& t, int first, int end, const std::byte** k,
+                      const std::byte** v) {
+  const int64_t bytes = t.head_dim * (t.dtype == DType::kF32 ? 4 : 2);
+  // One division for all: positions are consecutive.
+  const int begin = first < t.begin ? t.begin : first;
+  int block = begin / t.block_size, slot = begin % t.block_size;
   for (int i = 0; i < kAttentionStep; ++i) {
-    const int p = first + i;
-    rows[i] = nullptr;
-    if (p < t.begin || p >= end) continue;
-    rows[i] = base + t.blocks[p / t.block_size] * t.block_stride + p % t.block_size * bytes;
+    k[i] = v[i] = nullptr;
+    if (first + i < t.begin || first + i >= end) continue;
+    const int64_t offset = t.blocks[block] * t.block_stride + slot * bytes;
+    k[i] = t.k + offset;
+    v[i] = t.v + offset;
+    if (++slot == t.block_size) {
+      slot = 0;
+      ++block;
+    }
   }
 }
 
@@ -299,10 +307,8 @@ void attend_typed(const AttentionTile& t) {
     const std::byte* v_rows[kAttentionStep];
     const std::byte* k_next[kAttentionStep];
     const std::byte* v_next[kAttentionStep];
-    find_rows(t, t.k, first, t.end, k_rows);
-    find_rows(t, t.v, first, t.end, v_rows);
-    find_rows(t, t.k, first + kAttentionStep, t.known, k_next);
-    find_rows(t, t.v, first + kAttentionStep, t.known, v_next);
+    find_rows(t, first, t.end, k_rows, v_rows);
+    find_rows(t, first + kAttentionStep, t.known, k_next, v_next);
     const int active = t.rows - row;
     const float* q = t.q + row * t.head_dim;
     float* weights = scores + row * kAttentionStep;
