@@ -42,6 +42,8 @@ class PrefixChain {
   PrefixChain(const PrefixHasher& hasher, uint64_t salt, int32_t block_size)
       : hasher_(&hasher), root_(hasher.root(salt)), block_size_(block_size) {}
 
+  void reserve(size_t blocks) { hashes_.reserve(blocks); }
+
   // `tokens` are the sequence's; they only ever grow, and reach to the end of block `index`.
   PrefixHash at(int32_t index, std::span<const int32_t> tokens) {
     while (static_cast<int32_t>(hashes_.size()) <= index) {

@@ -226,9 +226,10 @@ void Planner::admit(Entry& entry, const PrefixMatch& match) {
   entry.computed = match.blocks * pool_.block_size();
   entry.capacity = entry.computed;
   entry.tables.resize(pool_.groups());
+  entry.reserve(pool_);
   for (size_t g = 0; g < pool_.groups(); ++g) {
     BlockTable& table = entry.tables[g];
-    table.blocks = match.tables[g];
+    table.blocks.assign(match.tables[g].begin(), match.tables[g].end());
     table.live = std::min(match.blocks, pool_.first_needed(g, entry.computed));
     for (int32_t i = table.live; i < match.blocks; ++i) pool_.group(g).retain(table.blocks[i]);
     const int64_t held = int64_t{match.blocks - table.live} * pool_.block_size();

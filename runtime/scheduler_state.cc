@@ -27,6 +27,15 @@ const std::vector<int32_t>& Entry::tokens() {
   return sequence.tokens;
 }
 
+void Entry::reserve(const KvCachePool& pool) {
+  constexpr int32_t kAhead = 1024;  // tokens; beyond, vectors grow as vectors do
+  const int32_t most = std::max(size, std::min(max_size, size + kAhead));
+  const auto blocks = static_cast<size_t>(pool.blocks_for(most));
+  sequence.tokens.reserve(most);
+  chain.reserve(blocks);
+  for (BlockTable& table : tables) table.blocks.reserve(blocks);
+}
+
 FinishReason Entry::finish() const {
   if (size > stops_above && newest >= 0) {
     bool stop = std::find(stops.begin(), stops.end(), newest) != stops.end();

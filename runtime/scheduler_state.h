@@ -72,6 +72,8 @@ struct alignas(64) Entry {
     if (tail_size == static_cast<int32_t>(tail.size())) tokens();
   }
   const std::vector<int32_t>& tokens();  // all of them; sequence.tokens is complete from here on
+  // Makes room for what it will generate, so that no decode step copies a long context.
+  void reserve(const KvCachePool& pool);
   // The same as finish_reason(sequence, max_context), from the first cache line.
   FinishReason finish() const;
 };

@@ -99,6 +99,7 @@ class Worker {
     if (plan.epoch != epoch_) {
       slots_.clear();
       rows_pending.clear();
+      for (auto& group : cache_) std::fill(group.begin(), group.end(), 0);
       epoch_ = plan.epoch;
     }
     require(plan.step == ++step_, "steps are not consecutive");
