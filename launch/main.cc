@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <exception>
 
+#include "base/error.h"
 #include "launch/command.h"
 
 #ifndef TRIREME_VERSION
@@ -43,6 +44,8 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& done) {  // --help, --version
     if (launched_as_root_rank()) app.exit(done);
     return 0;
+  } catch (const Error& error) {  // from a flag's own reading of its value
+    return report_errors([&]() -> int { throw error; });
   } catch (const CLI::ParseError& error) {
     if (launched_as_root_rank()) {
       std::fprintf(stderr, "trireme: %s\nRun trireme --help for usage.\n", error.what());
