@@ -338,8 +338,14 @@ uint64_t from_environment(const char* name, uint64_t otherwise) {
   return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr uint64_t kSchedules = 2000;
+#else
+constexpr uint64_t kSchedules = 12000;
+#endif
+
 TEST(SchedulerProperty, RandomSchedulesEndAsIfEachSequenceRanAlone) {
-  const uint64_t count = from_environment("TRIREME_SCHEDULES", 12000);
+  const uint64_t count = from_environment("TRIREME_SCHEDULES", kSchedules);
   const uint64_t first = from_environment("TRIREME_SCHEDULE_SEED", 1);
   int failures = 0;
   for (uint64_t seed = first; seed < first + count && failures < 3; ++seed) {
