@@ -1,6 +1,7 @@
 #include "runtime/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "base/error.h"
@@ -31,25 +32,35 @@ struct Work {
   float raw_max = 0.0f;
   double raw_log_sum = 0.0;  // of e^logit over the vocabulary
   Draw draw;
-  int64_t total_mass = 0;  // with temperature; where top_p needs it
-  int64_t candidates = 0;  // to send per rank in the next round; 0: decided
-  bool truncated = false;  // this rank has more than it sent
+  int64_t total_mass = 0;     // with temperature; where top_p needs it
+  int64_t candidates = 0;     // to send per rank in the next round; 0: decided
+  bool by_threshold = false;  // top_p keeps many: its threshold is searched instead
+  int bucket = 0;             // where the threshold lies
+  int64_t bucket_before = 0;  // mass of the better buckets
+  int64_t bucket_tokens = 0;  // in that bucket: the most on any rank
+  bool truncated = false;     // this rank has more than it sent
   std::vector<Candidate> local;
   std::vector<Candidate> merged;
   int32_t token = -1;
 };
 
+bool cuts_by_k(const SamplingParams& params, int64_t vocab) {
+  return params.top_k > 0 && params.top_k < vocab;
+}
+
 Path path_of(const SamplingParams* params, int64_t vocab) {
   if (params == nullptr) return Path::kNone;
   if (!(params->temperature > 0.0f)) return Path::kGreedy;
-  if ((params->top_k > 0 && params->top_k < vocab) || params->top_p < 1.0f) {
-    return Path::kCandidates;
-  }
+  if (cuts_by_k(*params, vocab) || params->top_p < 1.0f) return Path::kCandidates;
   return params->min_p > 0.0f ? Path::kMinP : Path::kWhole;
 }
 
 float inverse_for_mass(const Draw& draw) {
   return static_cast<float>(std::min(draw.inverse_temperature, 1e30));
+}
+
+double needed_mass(const Work& work) {
+  return static_cast<double>(work.row->params->top_p) * static_cast<double>(work.total_mass);
 }
 
 bool better_candidate(const Candidate& a, const Candidate& b) { return better(a, b); }
@@ -77,7 +88,7 @@ int64_t kept_prefix(const Work& work, const Certainty& certainty, int64_t vocab)
   const SamplingParams& params = *work.row->params;
   const auto& merged = work.merged;
   const size_t known = certainty.known(merged);
-  const bool by_k = params.top_k > 0 && params.top_k < vocab;
+  const bool by_k = cuts_by_k(params, vocab);
   const size_t limit = by_k ? std::min(static_cast<size_t>(params.top_k), known) : known;
   const bool whole = certainty.complete || (by_k && known >= static_cast<size_t>(params.top_k));
   const bool by_p = params.top_p < 1.0f;
@@ -111,8 +122,10 @@ struct Sampler::State {
   void begin(MatrixView logits, std::span<const SampleRow> rows);
   void raw_statistics();
   void first_round();
-  void min_p_round();
   void candidate_round(bool with_mass);
+  void find_buckets();
+  void find_thresholds();
+  void draw_locally(bool (*which)(const Work&));
   void choose_among_candidates(Work& work, const Certainty& certainty);
   void chosen_logprobs(std::vector<Sampled>& out);
 
@@ -147,6 +160,7 @@ void Sampler::State::begin(MatrixView logits, std::span<const SampleRow> rows) {
     work.total_mass = 0;
     work.draw = {};
     work.candidates = 0;
+    work.by_threshold = false;
     if (params == nullptr || work.path == Path::kGreedy) continue;
     work.draw.key = draw_key(params->seed, rows[i].output_index,
                              static_cast<uint32_t>(rows[i].position), rows[i].draw);
@@ -155,7 +169,7 @@ void Sampler::State::begin(MatrixView logits, std::span<const SampleRow> rows) {
       work.draw.log_min_p = std::log(std::min(1.0, static_cast<double>(params->min_p)));
     }
     if (work.path != Path::kCandidates) continue;
-    const bool by_k = params->top_k > 0 && params->top_k < vocab_size;
+    const bool by_k = cuts_by_k(*params, vocab_size);
     work.candidates =
         by_k ? std::min<int64_t>(params->top_k, kFirstCandidates * kGrowth) : kFirstCandidates;
   }
@@ -248,22 +262,96 @@ void Sampler::State::first_round() {
   }
 }
 
-void Sampler::State::min_p_round() {
-  const auto by_min_p = [](const Work& work) { return work.path == Path::kMinP; };
-  if (!any(by_min_p)) return;
+// Rows whose limits are thresholds that every rank knows: each draws from its own part.
+void Sampler::State::draw_locally(bool (*which)(const Work&)) {
+  if (!any(which)) return;
   exchange.clear();
   for (Work& work : active()) {
-    if (by_min_p(work)) exchange.put(work.logits.draw(work.draw));
+    if (which(work)) exchange.put(work.logits.draw(work.draw));
   }
   exchange.gather(tp);
   for (Work& work : active()) {
-    if (!by_min_p(work)) continue;
+    if (!which(work)) continue;
     Scored drawn;
     for (int rank = 0; rank < tp.size(); ++rank) {
       const auto scored = exchange.take<Scored>(rank);
       if (better(scored, drawn)) drawn = scored;
     }
     work.token = drawn.token;
+  }
+}
+
+// Pure top_p that keeps many tokens, first half: the bucket of logits in which the mass is reached.
+void Sampler::State::find_buckets() {
+  exchange.clear();
+  for (Work& work : active()) {
+    if (!work.by_threshold) continue;
+    std::array<int64_t, kMassBuckets> masses{};
+    work.logits.bucket_masses(static_cast<float>(work.draw.max), inverse_for_mass(work.draw),
+                              masses);
+    exchange.put(masses);
+  }
+  exchange.gather(tp);
+  for (Work& work : active()) {
+    if (!work.by_threshold) continue;
+    std::array<int64_t, kMassBuckets> masses{};
+    for (int rank = 0; rank < tp.size(); ++rank) {
+      const auto part = exchange.take<std::array<int64_t, kMassBuckets>>(rank);
+      for (size_t b = 0; b < part.size(); ++b) masses[b] += part[b];
+    }
+    const double needed = needed_mass(work);
+    work.bucket = 0;
+    work.bucket_before = 0;
+    while (work.bucket + 1 < kMassBuckets) {
+      const int64_t mass = work.bucket_before + masses[static_cast<size_t>(work.bucket)];
+      if (static_cast<double>(mass) >= needed) break;
+      work.bucket_before = mass;
+      ++work.bucket;
+    }
+    work.logits.bucket(work.bucket, static_cast<float>(work.draw.max), inverse_for_mass(work.draw),
+                       work.local);
+  }
+  exchange.clear();
+  for (Work& work : active()) {
+    if (work.by_threshold) exchange.put(static_cast<int64_t>(work.local.size()));
+  }
+  exchange.gather(tp);
+  for (Work& work : active()) {
+    if (!work.by_threshold) continue;
+    work.bucket_tokens = 0;
+    for (int rank = 0; rank < tp.size(); ++rank) {
+      work.bucket_tokens = std::max(work.bucket_tokens, exchange.take<int64_t>(rank));
+    }
+  }
+}
+
+// Second half: that bucket's tokens in order give the last one that is kept.
+void Sampler::State::find_thresholds() {
+  exchange.clear();
+  for (Work& work : active()) {
+    if (!work.by_threshold) continue;
+    work.local.resize(static_cast<size_t>(work.bucket_tokens));
+    for (const Candidate& candidate : work.local) exchange.put(candidate);
+  }
+  exchange.gather(tp);
+  for (Work& work : active()) {
+    if (!work.by_threshold) continue;
+    work.merged.clear();
+    for (int rank = 0; rank < tp.size(); ++rank) {
+      for (int64_t i = 0; i < work.bucket_tokens; ++i) {
+        const auto candidate = exchange.take<Candidate>(rank);
+        if (candidate.token >= 0) work.merged.push_back(candidate);
+      }
+    }
+    std::sort(work.merged.begin(), work.merged.end(), better_candidate);
+    const double needed = needed_mass(work);
+    const auto max = static_cast<float>(work.draw.max);
+    int64_t before = work.bucket_before;
+    for (const Candidate& candidate : work.merged) {
+      if (static_cast<double>(before) >= needed) break;
+      work.draw.worst = candidate;
+      before += mass_of(candidate.logit, max, inverse_for_mass(work.draw));
+    }
   }
 }
 
@@ -278,7 +366,8 @@ void Sampler::State::candidate_round(bool with_mass) {
     exchange.put(work.truncated);
     if (with_mass) {
       const auto max = static_cast<float>(work.draw.max);
-      const bool wanted = work.row->params->top_p < 1.0f;
+      const SamplingParams& params = *work.row->params;
+      const bool wanted = params.top_p < 1.0f && !cuts_by_k(params, vocab_size);
       exchange.put(wanted ? work.logits.mass(max, inverse_for_mass(work.draw)) : int64_t{0});
     }
     for (const Candidate& candidate : work.local) exchange.put(candidate);
@@ -308,7 +397,8 @@ void Sampler::State::candidate_round(bool with_mass) {
 void Sampler::State::choose_among_candidates(Work& work, const Certainty& certainty) {
   const int64_t kept = kept_prefix(work, certainty, vocab_size);
   if (kept < 0) {
-    work.candidates *= kGrowth;
+    work.by_threshold = !cuts_by_k(*work.row->params, vocab_size);
+    work.candidates = work.by_threshold ? 0 : work.candidates * kGrowth;
     return;
   }
   work.candidates = 0;
@@ -377,9 +467,15 @@ void Sampler::sample(MatrixView logits, std::span<const SampleRow> rows,
     }
   }
   if (state.any([](const Work& work) { return work.path != Path::kNone; })) state.first_round();
-  state.min_p_round();
+  state.draw_locally([](const Work& work) { return work.path == Path::kMinP; });
   const auto undecided = [](const Work& work) { return work.candidates > 0; };
   for (bool first = true; state.any(undecided); first = false) state.candidate_round(first);
+  const auto by_threshold = [](const Work& work) { return work.by_threshold; };
+  if (state.any(by_threshold)) {
+    state.find_buckets();
+    state.find_thresholds();
+    state.draw_locally(by_threshold);
+  }
   for (size_t i = 0; i < rows.size(); ++i) out[i].token = state.works[i].token;
   state.chosen_logprobs(out);
 }

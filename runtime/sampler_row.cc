@@ -31,7 +31,23 @@ inline float exp_nonpositive(float x) {
   return sum * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
 }
 
-constexpr float kMassScale = 0x1p40f;
+// A double of this magnitude has steps of 2^-40: adding it rounds to fixed point.
+constexpr double kFixedPoint = 0x1.8p12;
+static_assert(kMassUnit == 0x1p-40);
+
+inline int64_t fixed_point(float value) {
+  return std::bit_cast<int64_t>(static_cast<double>(value) + kFixedPoint) -
+         std::bit_cast<int64_t>(kFixedPoint);
+}
+
+// Mass is exactly zero below: e^-28.5 is less than half a unit.
+constexpr float kNoMass = -28.5f;
+
+inline int bucket_of(float logit, float max, float inverse_temperature) {
+  const float distance = (max - logit) * inverse_temperature * 8.0f;
+  return distance < static_cast<float>(kMassBuckets - 1) ? static_cast<int>(distance)
+                                                         : kMassBuckets - 1;
+}
 
 // The maximum of `count` floats, -inf where there are none. Lanes keep it vectorizable.
 float max_of(const float* values, int64_t count) {
@@ -78,7 +94,7 @@ void TokenCounts::add(int32_t token, bool generated) {
 }
 
 int64_t mass_of(float logit, float max, float inverse_temperature) {
-  return static_cast<int64_t>(exp_nonpositive((logit - max) * inverse_temperature) * kMassScale);
+  return fixed_point(exp_nonpositive((logit - max) * inverse_temperature));
 }
 
 Scored Draw::score(Candidate candidate) const {
@@ -164,16 +180,51 @@ Candidate LogitRow::best() const {
 }
 
 int64_t LogitRow::mass(float max, float inverse_temperature) const {
-  float values[kBlock];
+  int64_t values[kBlock];
   int64_t sum = 0;
-  for (int64_t begin = 0; begin < vocab_.count; begin += kBlock) {
+  for (size_t b = 0; b < block_max_.size(); ++b) {
+    if ((block_max_[b] - max) * inverse_temperature < kNoMass) continue;
+    const int64_t begin = static_cast<int64_t>(b) * kBlock;
     const int64_t count = std::min(kBlock, vocab_.count - begin);
-    for (int64_t i = 0; i < count; ++i) {
-      values[i] = exp_nonpositive((logits_[begin + i] - max) * inverse_temperature) * kMassScale;
+    if (count == kBlock) {  // a constant count, for the vectorizer
+      for (int64_t i = 0; i < kBlock; ++i) {
+        values[i] = mass_of(logits_[begin + i], max, inverse_temperature);
+      }
+      for (int64_t i = 0; i < kBlock; ++i) sum += values[i];
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        sum += mass_of(logits_[begin + i], max, inverse_temperature);
+      }
     }
-    for (int64_t i = 0; i < count; ++i) sum += static_cast<int64_t>(values[i]);
   }
   return sum;
+}
+
+void LogitRow::bucket_masses(float max, float inverse_temperature,
+                             std::span<int64_t> masses) const {
+  for (size_t b = 0; b < block_max_.size(); ++b) {
+    if ((block_max_[b] - max) * inverse_temperature < kNoMass) continue;
+    const int64_t begin = static_cast<int64_t>(b) * kBlock;
+    const int64_t end = std::min(begin + kBlock, vocab_.count);
+    for (int64_t i = begin; i < end; ++i) {
+      masses[static_cast<size_t>(bucket_of(logits_[i], max, inverse_temperature))] +=
+          mass_of(logits_[i], max, inverse_temperature);
+    }
+  }
+}
+
+void LogitRow::bucket(int which, float max, float inverse_temperature,
+                      std::vector<Candidate>& out) const {
+  out.clear();
+  for (size_t b = 0; b < block_max_.size(); ++b) {
+    if (bucket_of(block_max_[b], max, inverse_temperature) > which) continue;
+    const int64_t begin = static_cast<int64_t>(b) * kBlock;
+    const int64_t end = std::min(begin + kBlock, vocab_.count);
+    for (int64_t i = begin; i < end; ++i) {
+      if (logits_[i] == kNone || bucket_of(logits_[i], max, inverse_temperature) != which) continue;
+      out.push_back({logits_[i], static_cast<int32_t>(vocab_.begin + i)});
+    }
+  }
 }
 
 bool LogitRow::top(int64_t count, std::vector<Candidate>& out) const {
@@ -220,7 +271,7 @@ Scored LogitRow::draw(const Draw& draw) const {
   const Candidate start = best();
   if (start.token < 0) return {};
   // The likeliest token first: it makes most others impossible without looking at their noise.
-  Scored winner = draw.keeps(start.logit) ? draw.score(start) : Scored{};
+  Scored winner = draw.keeps(start) ? draw.score(start) : Scored{};
   for (size_t b = 0; b < block_max_.size(); ++b) {
     if (block_max_[b] == kNone || !draw.keeps(block_max_[b])) continue;
     const double behind =
@@ -232,8 +283,9 @@ Scored LogitRow::draw(const Draw& draw) const {
     for (int64_t i = begin; i < end; ++i) {
       const auto token = static_cast<int32_t>(vocab_.begin + i);
       if (uniform(draw.key, token) > limit) continue;
-      if (logits_[i] == kNone || !draw.keeps(logits_[i])) continue;
-      const Scored scored = draw.score({logits_[i], token});
+      const Candidate candidate{logits_[i], token};
+      if (candidate.logit == kNone || !draw.keeps(candidate)) continue;
+      const Scored scored = draw.score(candidate);
       if (better(scored, winner)) winner = scored;
     }
   }

@@ -42,6 +42,10 @@ inline bool better(const Candidate& a, const Candidate& b) {
 inline constexpr double kMassUnit = 0x1p-40;
 int64_t mass_of(float logit, float max, float inverse_temperature);
 
+// Buckets of an eighth of a nat below the maximum; the last one takes all the rest. Monotone in the
+// logit: what is in an earlier bucket is better.
+inline constexpr int kMassBuckets = 256;
+
 // A token that won a draw.
 struct Scored {
   double score = -std::numeric_limits<double>::infinity();
@@ -52,16 +56,21 @@ inline bool better(const Scored& a, const Scored& b) {
   return a.score != b.score ? a.score > b.score : a.token < b.token;
 }
 
-// The draw of one row: temperature and noise, and the minimum of p / p_max.
+// The draw of one row: temperature and noise, the minimum of p / p_max, and the worst candidate
+// that top_p keeps.
 struct Draw {
   uint64_t key = 0;
   double inverse_temperature = 1.0;
   double max = 0.0;  // the row's largest logit, over all ranks
   double log_min_p = -std::numeric_limits<double>::infinity();
 
+  Candidate worst{-std::numeric_limits<float>::infinity(), std::numeric_limits<int32_t>::max()};
+
   bool keeps(float logit) const {
-    return (static_cast<double>(logit) - max) * inverse_temperature >= log_min_p;
+    return logit >= worst.logit &&
+           (static_cast<double>(logit) - max) * inverse_temperature >= log_min_p;
   }
+  bool keeps(const Candidate& one) const { return keeps(one.logit) && !better(worst, one); }
   Scored score(Candidate candidate) const;
 };
 
@@ -79,6 +88,10 @@ class LogitRow {
   Candidate best() const;
   // Sum of mass_of() over this part.
   int64_t mass(float max, float inverse_temperature) const;
+  // The same in kMassBuckets buckets by distance from `max`, added to `masses`.
+  void bucket_masses(float max, float inverse_temperature, std::span<int64_t> masses) const;
+  // The tokens of one bucket above -inf, in no order.
+  void bucket(int which, float max, float inverse_temperature, std::vector<Candidate>& out) const;
   // The `count` best candidates above -inf, in order; fewer where there are fewer.
   // True if some were left out.
   bool top(int64_t count, std::vector<Candidate>& out) const;

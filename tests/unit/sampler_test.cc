@@ -307,6 +307,32 @@ TEST(Sampler, FlatDistributionsNeedManyCandidates) {
   }
 }
 
+// More tokens are kept than any first round of candidates holds, with and without ties.
+TEST(Sampler, WideTopP) {
+  std::vector<Case> cases;
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    Case one;
+    one.logits = reference::random_logits(seed, 4001, 2.0f);
+    if (seed % 2) {
+      for (float& logit : one.logits) logit = std::round(logit);
+    }
+    one.params.seed = seed;
+    one.params.temperature = 1.0f + 0.1f * static_cast<float>(seed % 20);
+    one.params.top_p = seed % 5 ? 0.9f : 0.9999f;
+    if (seed % 3 == 0) one.params.min_p = 0.002f;
+    if (seed % 4 == 0) one.params.banned_tokens = {1, 2, 3, 4000};
+    cases.push_back(one);
+  }
+  const auto whole = sample_whole(cases);
+  for (size_t i = 0; i < cases.size(); ++i) {
+    EXPECT_EQ(whole[i].token, expected_token(cases[i])) << "case " << i;
+  }
+  for (int ranks = 2; ranks <= 4; ++ranks) {
+    const auto split = sample_split(cases, ranks);
+    for (size_t i = 0; i < cases.size(); ++i) EXPECT_EQ(split[i].token, whole[i].token) << i;
+  }
+}
+
 TEST(Sampler, LogprobsAreOfTheRawLogits) {
   Case one;
   one.logits = reference::random_logits(11, 900);
