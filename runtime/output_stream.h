@@ -48,8 +48,10 @@ class OutputStream {
 
   // The next delta of any output, coalesced with all that is ready for that output; nullopt if
   // nothing is ready. Every output's last delta has finish set, once. `max_entries` bounds the
-  // delta: tokens and log-probabilities, all together; the rest comes with the next poll.
+  // delta: tokens and log-probabilities, all together, and about kTextPerEntry bytes of generated
+  // text for each; the rest comes with the next poll.
   static constexpr size_t kAll = std::numeric_limits<size_t>::max();
+  static constexpr size_t kTextPerEntry = 64;
   virtual std::optional<Delta> poll(size_t max_entries = kAll) = 0;
   virtual bool ended() const = 0;  // every output's last delta was taken
   // Blocks until poll() would give something or the stream has ended; false on timeout.

@@ -288,8 +288,12 @@ void RequestRecord::Reader::take_tokens(const Output& output, Cursor& cursor, si
   const RecordConfig& config = record_->config_;
   const auto prior = static_cast<int32_t>(delta.output == 0 ? config.prior.size() : 0);
   const auto size = static_cast<int32_t>(output.tokens.size());
+  const size_t max_text = budget > kAll / kTextPerEntry ? kAll : budget * kTextPerEntry;
+  const auto text_at = [&output](int32_t token) {
+    return token == 0 ? 0 : output.text_end[token - 1];
+  };
   int32_t end = cursor.next;
-  while (end < size && budget > 0) {
+  while (end < size && budget > 0 && text_at(end) - cursor.text < max_text) {
     --budget;
     if (config.logprobs) {
       const TokenInfo& info = output.logprobs[end - prior];
@@ -300,9 +304,7 @@ void RequestRecord::Reader::take_tokens(const Output& output, Cursor& cursor, si
   }
   delta.token_ids.assign(output.tokens.begin() + cursor.next, output.tokens.begin() + end);
   const bool last = end == size && output.finish != FinishReason::kNone;
-  const auto text_end = last       ? static_cast<uint32_t>(output.text.size())
-                        : end == 0 ? 0
-                                   : output.text_end[end - 1];
+  const uint32_t text_end = last ? static_cast<uint32_t>(output.text.size()) : text_at(end);
   delta.text = output.text.substr(cursor.text, text_end - cursor.text);
   cursor.next = end;
   cursor.text = text_end;

@@ -411,6 +411,7 @@ TEST(Coordinator, AStalledClientHoldsUpNobody) {
   EXPECT_EQ(outcome.ids.size(), static_cast<size_t>(kTokens));
   EXPECT_EQ(outcome.text.size(), static_cast<size_t>(kTokens) * 1000);
   EXPECT_LT(outcome.deltas.size(), 2000u);
+  for (const auto& delta : outcome.deltas) EXPECT_LT(delta.text().size(), 1u << 20);
   EXPECT_EQ(outcome.ends, 1);
 }
 

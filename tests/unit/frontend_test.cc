@@ -31,6 +31,7 @@ GenerateParams request(int32_t max_tokens = 8, const std::string& text = "hello"
 }
 
 struct Outcome {
+  int32_t first = 0;  // the first token's index
   std::vector<int32_t> ids;
   std::string text;
   std::vector<TokenInfo> logprobs, prompt_logprobs;
@@ -39,8 +40,9 @@ struct Outcome {
 };
 
 void take(const Delta& delta, Outcome& outcome) {
-  if (delta.token_index >= 0 && !delta.token_ids.empty() && !outcome.ids.empty()) {
-    EXPECT_EQ(delta.token_index, static_cast<int32_t>(outcome.ids.size()));
+  if (outcome.ids.empty()) outcome.first = delta.token_index;
+  if (delta.token_index >= 0 && !delta.token_ids.empty()) {
+    EXPECT_EQ(delta.token_index, outcome.first + static_cast<int32_t>(outcome.ids.size()));
   }
   if (delta.token_index >= 0) {
     outcome.ids.insert(outcome.ids.end(), delta.token_ids.begin(), delta.token_ids.end());

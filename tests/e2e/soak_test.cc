@@ -1,0 +1,339 @@
+// Many clients at once on a small model over gRPC, with random lengths, cancels, deadlines, aborts,
+// stop strings, attaches and bad input. Afterwards nothing is left: no block, no request, no
+// memory.
+//
+// TRIREME_SOAK_SECONDS (15) and TRIREME_SOAK_CLIENTS (200) set its size; TRIREME_SOAK_RESULT names
+// a file to which one JSON line is appended.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "clients/client.h"
+#include "parallel/communicator.h"
+#include "runtime/coordinator.h"
+#include "runtime/frontend.h"
+#include "runtime/instance.h"
+#include "tests/unit/scripted_engine.h"
+
+namespace trireme::test {
+namespace {
+
+using namespace std::chrono_literals;
+using Clock = std::chrono::steady_clock;
+
+// Stated with the KV waste: tokens of prompts and outputs.
+constexpr int kPromptLow = 160, kPromptHigh = 320, kOutputLow = 1, kOutputHigh = 160;
+
+double setting(const char* name, double otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : std::atof(value);
+}
+
+double resident_mib() {
+  std::ifstream statm("/proc/self/statm");
+  int64_t pages = 0, resident = 0;
+  statm >> pages >> resident;
+  return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGESIZE)) / (1 << 20);
+}
+
+struct Tally {
+  std::atomic<int64_t> ended{0}, cancelled{0}, late{0}, aborted{0}, refused{0}, attached{0};
+  std::atomic<int64_t> tokens{0}, wrong{0};
+};
+
+// The whole program in this process: engine, frontend, server.
+class Server {
+ public:
+  Server() : tokenizer_(byte_tokenizer()), instance_(make_single_communicator(), 1, 1, options()) {
+    FrontendConfig config;
+    config.vocab = instance_.config().vocab;
+    config.max_context = instance_.scheduler_config().max_context;
+    config.eos_ids = instance_.config().eos_ids;
+    config.keep = 1s;
+    frontend_.emplace(instance_.engine(), &tokenizer_, config);
+    CoordinatorConfig listen;
+    listen.listen = "127.0.0.1:0";
+    coordinator_.emplace(listen);
+    ServerDescription description;
+    description.scheduler = instance_.scheduler_config();
+    description.pool = instance_.pool_config();
+    coordinator_->serve(*frontend_, instance_.engine(), description);
+    thread_ = std::thread([this] { instance_.engine().run(); });
+  }
+  ~Server() {
+    coordinator_->shutdown(0ms);
+    instance_.engine().stop();
+    thread_.join();
+  }
+  std::string address() const { return "127.0.0.1:" + std::to_string(coordinator_->port()); }
+  int32_t block_size() const { return instance_.pool_config().block_size; }
+  int64_t vocab() const { return instance_.config().vocab; }
+  int64_t record_bytes() const { return frontend_->record_bytes(); }
+
+ private:
+  static InstanceOptions options() {
+    InstanceOptions options;
+    options.model = std::string(TRIREME_FIXTURES) + "/models/llama3";
+    options.threads = 2;
+    options.max_running = 128;  // some of the clients wait
+    options.block_size = 16;
+    return options;
+  }
+
+  const Tokenizer tokenizer_;
+  Instance instance_;
+  std::optional<Frontend> frontend_;
+  std::optional<Coordinator> coordinator_;
+  std::thread thread_;
+};
+
+class SoakClient {
+ public:
+  SoakClient(Client& client, int64_t vocab, unsigned seed, Tally& tally)
+      : client_(client), vocab_(vocab), random_(seed), tally_(tally), name_(std::to_string(seed)) {}
+
+  void run_until(Clock::time_point end) {
+    while (Clock::now() < end) {
+      try {
+        one();
+      } catch (const Error& error) {
+        count(error);
+      }
+    }
+  }
+
+ private:
+  int uniform(int low, int high) {
+    return low + static_cast<int>(random_() % static_cast<unsigned>(high - low + 1));
+  }
+
+  v1::GenerateRequest request() {
+    v1::GenerateRequest request;
+    request.set_request_id(name_ + "-" + std::to_string(next_++));
+    const int length = uniform(kPromptLow, kPromptHigh);
+    for (int i = 0; i < length; ++i) {
+      request.mutable_token_ids()->add_ids(uniform(3, static_cast<int>(vocab_) - 1));
+    }
+    request.mutable_stop()->set_max_tokens(uniform(kOutputLow, kOutputHigh));
+    request.mutable_stop()->set_ignore_eos(true);
+    request.mutable_sampling()->set_seed(random_());
+    if (uniform(0, 9) == 0) {
+      for (const char* stop : {"ab", "q", "zz"}) request.mutable_stop()->add_stop(stop);
+    }
+    return request;
+  }
+
+  void one() {
+    v1::GenerateRequest wire = request();
+    switch (uniform(0, 19)) {
+      case 0:
+      case 1:
+      case 2: return cancel(wire);
+      case 3:
+      case 4: {
+        auto stream = client_.generate(wire, std::chrono::milliseconds(uniform(1, 400)));
+        return follow(stream, wire);
+      }
+      case 5: return abort(wire);
+      case 6: {
+        wire.mutable_sampling()->set_top_p(7.0f);
+        auto stream = client_.generate(wire);
+        return follow(stream, wire);
+      }
+      case 7: return leave_and_attach(wire);
+      default: {
+        auto stream = client_.generate(wire);
+        return follow(stream, wire);
+      }
+    }
+  }
+
+  // Reads to the end; tokens must come in order, and one terminal event.
+  void follow(EventStream& stream, const v1::GenerateRequest& wire, int from = 0) {
+    v1::GenerateEvent event;
+    int next = from, ends = 0;
+    v1::OutputDelta last;
+    while (stream.next(event)) {
+      if (!event.has_delta()) continue;
+      if (event.delta().token_index() != next || ends > 0) ++tally_.wrong;
+      next += event.delta().token_ids_size();
+      if (event.delta().finish_reason() == v1::FINISH_REASON_UNSPECIFIED) continue;
+      ++ends;
+      last = event.delta();
+    }
+    if (ends != 1 || last.usage().completion_tokens() != next) ++tally_.wrong;
+    if (last.finish_reason() == v1::FINISH_REASON_LENGTH && next != wire.stop().max_tokens()) {
+      ++tally_.wrong;
+    }
+    if (last.finish_reason() == v1::FINISH_REASON_ERROR) ++tally_.wrong;
+    if (last.finish_reason() == v1::FINISH_REASON_ABORTED) {
+      ++tally_.aborted;
+    } else {
+      ++tally_.ended;
+    }
+    tally_.tokens += next - from;
+  }
+
+  void cancel(const v1::GenerateRequest& wire) {
+    auto stream = client_.generate(wire);
+    v1::GenerateEvent event;
+    for (int i = uniform(0, 30); i > 0 && stream.next(event); --i) {
+    }
+    ++tally_.cancelled;
+  }
+
+  void abort(const v1::GenerateRequest& wire) {
+    auto stream = client_.generate(wire);
+    v1::GenerateEvent event;
+    for (int i = uniform(1, 10); i > 0 && stream.next(event); --i) {
+    }
+    client_.abort(wire.request_id());
+    while (stream.next(event)) {
+    }
+    ++tally_.aborted;
+  }
+
+  void leave_and_attach(v1::GenerateRequest& wire) {
+    wire.set_on_disconnect(v1::ON_DISCONNECT_CONTINUE);
+    int seen = 0;
+    {
+      auto stream = client_.generate(wire);
+      v1::GenerateEvent event;
+      for (int i = uniform(1, 10); i > 0 && stream.next(event); --i) {
+        seen += event.delta().token_ids_size();
+      }
+    }
+    v1::AttachRequest attach;
+    attach.set_request_id(wire.request_id());
+    attach.add_from_token_index(seen);
+    auto stream = client_.attach(attach);
+    follow(stream, wire, seen);
+    ++tally_.attached;
+  }
+
+  void count(const Error& error) {
+    switch (error.code()) {
+      case ErrorCode::kDeadlineExceeded: ++tally_.late; break;
+      case ErrorCode::kInvalidArgument: ++tally_.refused; break;
+      default:
+        ++tally_.wrong;
+        std::fprintf(stderr, "%s: %s\n", to_string(error.code()), error.what());
+    }
+  }
+
+  Client& client_;
+  const int64_t vocab_;
+  std::mt19937 random_;
+  Tally& tally_;
+  const std::string name_;
+  int next_ = 0;
+};
+
+struct Samples {
+  double used = 0, allocated = 0;
+  int32_t most_running = 0;
+  std::vector<std::pair<double, double>> memory;  // seconds, MiB
+
+  // The median of what was seen between two moments.
+  double memory_between(double from, double to) const {
+    std::vector<double> values;
+    for (const auto& [at, mib] : memory) {
+      if (at >= from && at < to) values.push_back(mib);
+    }
+    if (values.empty()) return 0.0;
+    std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+    return values[values.size() / 2];
+  }
+  double waste() const { return allocated == 0 ? 0.0 : 1.0 - used / allocated; }
+};
+
+Samples watch(Client& client, Clock::time_point start, Clock::time_point end) {
+  Samples samples;
+  while (Clock::now() < end) {
+    const v1::Load load = client.load();
+    samples.used += static_cast<double>(load.kv_tokens_used());
+    samples.allocated += static_cast<double>(load.kv_tokens_allocated());
+    samples.most_running = std::max(samples.most_running, load.running());
+    samples.memory.emplace_back(std::chrono::duration<double>(Clock::now() - start).count(),
+                                resident_mib());
+    std::this_thread::sleep_for(20ms);
+  }
+  return samples;
+}
+
+TEST(Soak, LeavesNothingBehind) {
+  const double seconds = setting("TRIREME_SOAK_SECONDS", 15);
+  const int clients = static_cast<int>(setting("TRIREME_SOAK_CLIENTS", 200));
+  Server server;
+  std::vector<std::unique_ptr<Client>> channels;
+  for (int i = 0; i < 8; ++i) channels.push_back(std::make_unique<Client>(server.address()));
+  Tally tally;
+  const auto start = Clock::now();
+  const auto end =
+      start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  std::vector<std::thread> threads;
+  for (int i = 0; i < clients; ++i) {
+    threads.emplace_back([&, i] {
+      SoakClient(*channels[i % channels.size()], server.vocab(), static_cast<unsigned>(i), tally)
+          .run_until(end);
+    });
+  }
+  Client observer(server.address());
+  const Samples samples = watch(observer, start, end);
+  for (auto& thread : threads) thread.join();
+
+  v1::Load load;
+  for (int i = 0; i < 500; ++i) {
+    load = observer.load();
+    if (load.requests() == 0 && load.running() == 0 && load.kv_blocks_used() == 0) break;
+    std::this_thread::sleep_for(10ms);
+  }
+  EXPECT_EQ(load.requests(), 0);
+  EXPECT_EQ(load.running(), 0);
+  EXPECT_EQ(load.waiting(), 0);
+  EXPECT_EQ(load.kv_blocks_used(), 0);
+  EXPECT_EQ(load.kv_tokens_allocated(), 0);
+  EXPECT_EQ(tally.wrong, 0);
+  EXPECT_GT(tally.ended, clients / 4);
+  EXPECT_GT(samples.most_running, std::min(clients, 128) / 2);
+  EXPECT_LE(samples.waste(), 0.04);
+
+  const double early = samples.memory_between(seconds / 3, seconds / 2);
+  const double late = samples.memory_between(seconds * 5 / 6, seconds);
+  EXPECT_LT(late, early * 1.1 + 16) << "MiB resident: it grows";
+
+  nlohmann::ordered_json result;
+  result["bench"] = "soak";
+  result["clients"] = clients;
+  result["seconds"] = seconds;
+  result["prompt_tokens"] = {kPromptLow, kPromptHigh};
+  result["output_tokens"] = {kOutputLow, kOutputHigh};
+  result["block_size"] = server.block_size();
+  result["kv_waste"] = samples.waste();
+  result["ended"] = tally.ended.load();
+  result["cancelled"] = tally.cancelled.load();
+  result["deadline_exceeded"] = tally.late.load();
+  result["aborted"] = tally.aborted.load();
+  result["refused"] = tally.refused.load();
+  result["attached"] = tally.attached.load();
+  result["tokens"] = tally.tokens.load();
+  result["preemptions"] = load.preemptions();
+  result["resident_mib"] = {early, late};
+  std::printf("%s\n", result.dump().c_str());
+  if (const char* path = std::getenv("TRIREME_SOAK_RESULT")) {
+    std::ofstream(path, std::ios::app) << result.dump() << "\n";
+  }
+}
+
+}  // namespace
+}  // namespace trireme::test
