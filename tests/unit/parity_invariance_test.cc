@@ -76,7 +76,8 @@ TEST_P(EveryModel, GivesTheReferencesLogitsOnEveryInstructionSet) {
 }
 
 TEST_P(EveryModel, AnswersTheSameBitsForAnyChunks) {
-  std::vector<int32_t> tokens = expected_.prompts.back().ids;
+  const std::span<const int32_t> tokens = expected_.prompts[5].ids;  // three blocks
+  ASSERT_EQ(tokens.size(), 48u);
   for (const CpuIsa isa : machine_isas()) {
     RunOptions options;
     options.isa = isa;
@@ -89,9 +90,10 @@ TEST_P(EveryModel, AnswersTheSameBitsForAnyChunks) {
   RunOptions options;
   options.isa = best_cpu_isa();
   options.layout = uniform(2, 2);
-  const auto whole = run_in_chunks(*source_, options, tokens, tokens.size());
+  const auto some = tokens.first(20);
+  const auto whole = run_in_chunks(*source_, options, some, some.size());
   for (const size_t chunk : {1, 17}) {
-    EXPECT_EQ(run_in_chunks(*source_, options, tokens, chunk), whole) << "chunks of " << chunk;
+    EXPECT_EQ(run_in_chunks(*source_, options, some, chunk), whole) << "chunks of " << chunk;
   }
 }
 
