@@ -35,12 +35,15 @@ std::string describe_load(const LoadConfig& config) {
                          : fmt::format("closed loop, {} at once", config.concurrency);
 }
 
+// The share of values up to each, as steps.
 Points distribution(std::vector<double> values) {
   std::sort(values.begin(), values.end());
-  Points points{{values.empty() ? 0.0 : values.front(), 0.0}};
+  Points points;
+  double share = 0.0;
   for (size_t i = 0; i < values.size(); ++i) {
-    points.emplace_back(values[i],
-                        100.0 * static_cast<double>(i + 1) / static_cast<double>(values.size()));
+    points.emplace_back(values[i], share);
+    share = 100.0 * static_cast<double>(i + 1) / static_cast<double>(values.size());
+    points.emplace_back(values[i], share);
   }
   return points;
 }
