@@ -103,7 +103,12 @@ void serve_root(Instance& instance, Coordinator& coordinator, SignalWatch& signa
     coordinator.shutdown(grace);
     engine.stop();
   });
-  engine.run();
+  try {
+    engine.run();
+  } catch (...) {
+    coordinator.shutdown(std::chrono::milliseconds(0));  // calls may still use the frontend
+    throw;
+  }
 }
 
 int serve(CommandContext& context, const ServeOptions& options) {

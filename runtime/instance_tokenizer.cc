@@ -24,7 +24,7 @@ std::unique_ptr<Tokenizer> from_gguf(const std::string& path) {
   auto model = file.get_string(key("model"));
   auto tokens = file.get_string_array(key("tokens"));
   if (!model && !tokens) return nullptr;
-  if (model && *model == "no_vocab") return nullptr;
+  if (model && (*model == "no_vocab" || *model == "none")) return nullptr;
   if (!model || !tokens) {
     fail(ErrorCode::kDataLoss, "{}: '{}' is missing", path, key(model ? "tokens" : "model"));
   }

@@ -54,6 +54,14 @@ class Generate(unittest.TestCase):
             answer = self.generate(prompt, "--max-tokens", 40, "--prior-tokens", prior, "--seed", 1)
             self.assertEqual(answer["token_ids"], prompt["greedy"][done:40])
 
+    def test_a_gguf_file_without_tokenizer_takes_token_ids(self):
+        entry = index()["gguf-qwen3-f32"]
+        prompt = expected(entry)["prompts"][3]
+        tokens = token_file(self.folder.name, prompt["ids"])
+        answer = call_json("generate", "--model", MODELS / entry["path"], "--tokens", tokens,
+                           "--ignore-eos", "--max-tokens", 12)
+        self.assertEqual(answer["token_ids"], prompt["greedy"][:12])
+
     def test_a_seed_repeats_and_another_differs(self):
         prompt = self.expected["prompts"][3]
         one, again, other = (
