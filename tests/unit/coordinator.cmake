@@ -1,7 +1,9 @@
 trireme_test(stop_strings_test SOURCES stop_strings_test.cc DEPENDS trireme_frontend)
-trireme_test(frontend_test SOURCES frontend_test.cc DEPENDS trireme_frontend)
-trireme_test(frontend_check_test SOURCES frontend_check_test.cc DEPENDS trireme_frontend)
-trireme_test(coordinator_test SOURCES coordinator_test.cc
-             DEPENDS trireme_coordinator trireme_client)
+foreach(name frontend frontend_end frontend_check)
+  trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_frontend)
+endforeach()
+foreach(name coordinator coordinator_server)
+  trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_coordinator trireme_client)
+endforeach()
 trireme_test(load_generator_test SOURCES load_generator_test.cc
              DEPENDS trireme_coordinator trireme_load)
