@@ -49,6 +49,9 @@ void on_root(const MpiEnvironment& environment, const std::function<void()>& ste
     } catch (const Error& error) {
       outcome.code = static_cast<int32_t>(error.code());
       std::snprintf(outcome.message, sizeof(outcome.message), "%s", error.what());
+    } catch (const std::exception& error) {
+      outcome.code = static_cast<int32_t>(ErrorCode::kInternal);
+      std::snprintf(outcome.message, sizeof(outcome.message), "%s", error.what());
     }
   }
   environment.make_control()->broadcast(std::as_writable_bytes(std::span(&outcome, 1)), 0);
@@ -95,15 +98,17 @@ std::string read_text_file(const std::string& path) {
 }
 
 std::vector<int32_t> read_token_file(const std::string& path) {
-  const auto json = nlohmann::json::parse(read_text_file(path), nullptr, false);
-  if (json.is_discarded() || !json.is_array()) {
-    fail(ErrorCode::kInvalidArgument, "{}: not a JSON list of token ids", path);
+  const std::string name = path == "-" ? "stdin" : path;
+  auto json = nlohmann::json::parse(read_text_file(path), nullptr, false);
+  if (json.is_object() && json.contains("token_ids")) json = json["token_ids"];
+  if (!json.is_array()) {
+    fail(ErrorCode::kInvalidArgument, "{}: not a JSON list of token ids", name);
   }
   std::vector<int32_t> ids;
   ids.reserve(json.size());
   for (const auto& item : json) {
     if (!item.is_number_integer() || item.get<int64_t>() < 0 || item.get<int64_t>() > INT32_MAX) {
-      fail(ErrorCode::kInvalidArgument, "{}: entry {} is not a token id", path, ids.size());
+      fail(ErrorCode::kInvalidArgument, "{}: entry {} is not a token id", name, ids.size());
     }
     ids.push_back(item.get<int32_t>());
   }

@@ -43,7 +43,8 @@ void add_sampling_flags(CLI::App& command, GenerateParams& params);
 // "512MiB", "2G", "1000000" -> bytes. Throws kInvalidArgument naming `field`.
 int64_t parse_bytes(const std::string& text, const std::string& field);
 
-// A JSON list of token ids from a file ("-": stdin). Throws kNotFound, kInvalidArgument.
+// A JSON list of token ids, or an object with one under "token_ids", from a file ("-": stdin).
+// Throws kNotFound, kInvalidArgument.
 std::vector<int32_t> read_token_file(const std::string& path);
 
 // All of a file, or of stdin for "-". Throws kNotFound.

@@ -2,6 +2,7 @@
 #include <atomic>
 #include <csignal>
 #include <ctime>
+#include <mutex>
 #include <thread>
 
 #include "base/error.h"
@@ -32,13 +33,14 @@ sigset_t ending_signals() {
   return set;
 }
 
-// Ends the server when SIGINT or SIGTERM arrives. Made before any other thread, so that all of them
-// inherit the blocked signals. While the model loads a signal ends the whole job at once.
+// Ends the server when SIGINT or SIGTERM arrives; on ranks other than 0 they are ignored, since
+// rank 0 ends those. While the model loads a signal ends the whole job at once.
+//
+// The signals must be blocked before any thread is made (MPI makes some), so that none of them dies
+// of one: block_ending_signals() is the first thing that serve() does.
 class SignalWatch {
  public:
-  explicit SignalWatch(bool abort_while_loading) : loading_(abort_while_loading) {
-    const sigset_t set = ending_signals();
-    pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  explicit SignalWatch(bool root) : state_(root ? State::kLoading : State::kIgnoring) {
     thread_ = std::thread([this] { watch(); });
   }
   ~SignalWatch() {
@@ -46,30 +48,44 @@ class SignalWatch {
     thread_.join();
   }
   // From here on a signal calls `end`, once, on the watch's thread.
-  void serve(std::function<void()> end) {
+  void arm(std::function<void()> end) {
+    const std::lock_guard lock(mutex_);
     end_ = std::move(end);
-    loading_ = false;
-    serving_ = true;
+    state_ = State::kServing;
+  }
+  // From here on signals are ignored; a call of `end` that has begun has returned.
+  void disarm() {
+    const std::lock_guard lock(mutex_);
+    state_ = State::kIgnoring;
   }
 
  private:
+  enum class State { kLoading, kServing, kIgnoring };
+
   void watch() {
     const sigset_t set = ending_signals();
     const timespec tick{0, 100'000'000};
-    bool pending = false;
     while (!done_) {
-      pending = sigtimedwait(&set, nullptr, &tick) > 0 || pending;
-      if (pending && loading_) MpiEnvironment::abort(1);
-      if (!pending || !serving_) continue;
+      if (sigtimedwait(&set, nullptr, &tick) <= 0) continue;
+      const std::lock_guard lock(mutex_);
+      if (state_ == State::kLoading) MpiEnvironment::abort(1);
+      if (state_ != State::kServing) continue;
+      state_ = State::kIgnoring;
       end_();
-      return;
     }
   }
 
-  std::atomic<bool> loading_, serving_ = false, done_ = false;
+  std::mutex mutex_;
+  State state_;
   std::function<void()> end_;
+  std::atomic<bool> done_ = false;
   std::thread thread_;
 };
+
+void block_ending_signals() {
+  const sigset_t set = ending_signals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+}
 
 ServerDescription describe(Instance& instance, const InstanceOptions& options) {
   ServerDescription description;
@@ -95,23 +111,31 @@ void serve_root(Instance& instance, Coordinator& coordinator, SignalWatch& signa
   config.eos_ids = instance.config().eos_ids;
   config.keep = std::chrono::seconds(options.keep_s);
   Frontend frontend(engine, instance.tokenizer(), config);
-  coordinator.serve(frontend, engine, describe(instance, options.instance));
-  log::info("serving on port {}", coordinator.port());
   const auto grace = std::chrono::milliseconds(static_cast<int64_t>(options.grace_s * 1000));
-  signals.serve([&] {
-    log::info("ending: live requests have {:.1f} s", options.grace_s);
-    coordinator.shutdown(grace);
-    engine.stop();
-  });
+  // However this ends, no call and no signal may use the frontend or the engine afterwards.
+  const auto leave = [&] {
+    coordinator.shutdown(std::chrono::milliseconds(0));
+    signals.disarm();
+  };
   try {
+    coordinator.serve(frontend, engine, describe(instance, options.instance));
+    log::info("serving on port {}", coordinator.port());
+    signals.arm([&] {
+      log::info("ending: live requests have {:.1f} s", options.grace_s);
+      coordinator.shutdown(grace);
+      engine.stop();
+    });
     engine.run();
   } catch (...) {
-    coordinator.shutdown(std::chrono::milliseconds(0));  // calls may still use the frontend
+    leave();
     throw;
   }
+  leave();
+  log::info("ended");
 }
 
 int serve(CommandContext& context, const ServeOptions& options) {
+  block_ending_signals();
   MpiEnvironment environment(context.argc, context.argv);
   const bool root = environment.rank() == 0;
   const auto who = environment.size() == 1
@@ -128,7 +152,7 @@ int serve(CommandContext& context, const ServeOptions& options) {
       serve_root(instance, *coordinator, signals, options);
     else
       instance.worker().run();
-  } catch (const Error& error) {
+  } catch (const std::exception& error) {
     log::error("{}", error.what());
     MpiEnvironment::abort(1);
   }

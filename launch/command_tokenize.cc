@@ -37,16 +37,7 @@ int tokenize(CommandContext& context, const TokenizeOptions& options) {
 
 int detokenize(CommandContext& context, const TokenizeOptions& options) {
   const Tokenizer tokenizer = open(context, options.model);
-  auto json = nlohmann::json::parse(read_text_file("-"), nullptr, false);
-  if (json.is_object() && json.contains("token_ids")) json = json["token_ids"];
-  std::vector<int32_t> ids;
-  if (!json.is_array()) fail(ErrorCode::kInvalidArgument, "stdin: not a JSON list of token ids");
-  for (const auto& item : json) {
-    if (!item.is_number_integer() || item.get<int64_t>() < 0 || item.get<int64_t>() > INT32_MAX) {
-      fail(ErrorCode::kInvalidArgument, "stdin: entry {} is not a token id", ids.size());
-    }
-    ids.push_back(item.get<int32_t>());
-  }
+  const auto ids = read_token_file("-");
   const std::string text = tokenizer.decode(ids, options.no_special);
   if (options.json) {
     std::printf("%s\n", nlohmann::json{{"text", text}}.dump().c_str());
@@ -68,7 +59,10 @@ void add_tokenize(CLI::App& app, CommandBody& body) {
     command->add_flag("--json", options->json, "One JSON object on stdout");
     command->add_flag(flag, options->no_special, flag_help);
     command->callback([options, run, &body] {
-      body = [options, run](CommandContext& context) { return run(context, *options); };
+      // Under a launcher every rank is started; one answers.
+      body = [options, run](CommandContext& context) {
+        return launched_as_root_rank() ? run(context, *options) : 0;
+      };
     });
   };
   add("tokenize", "Token ids of the text on stdin", "--no-special",

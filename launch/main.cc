@@ -53,5 +53,10 @@ int main(int argc, char** argv) {
     return 2;
   }
   context.log_level_given = level->count() > 0;
-  return report_errors([&] { return body(context); });
+  const int code = report_errors([&] { return body(context); });
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fprintf(stderr, "trireme: the result could not be written to stdout\n");
+    return code == 0 ? 1 : code;
+  }
+  return code;
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <mutex>
 #include <optional>
 #include <thread>
 
@@ -24,12 +25,24 @@ void log_protobuf(google::protobuf::LogLevel, const char*, int, const std::strin
   log::debug("protobuf: {}", message);
 }
 
+// Renamed once written, so that a reader never sees half of it. Throws kInvalidArgument.
 void write_port_file(const std::string& path, int port) {
   const std::string part = path + ".part";
-  std::ofstream(part) << port << "\n";
-  if (std::rename(part.c_str(), path.c_str()) != 0) {
+  std::ofstream file(part);
+  file << port << "\n";
+  file.close();
+  if (!file || std::rename(part.c_str(), path.c_str()) != 0) {
     fail(ErrorCode::kInvalidArgument, "port file {}: it cannot be written", path);
   }
+}
+
+// The same refusal before a model is loaded.
+void check_port_file(const std::string& path) {
+  const std::string part = path + ".part";
+  if (!std::ofstream(part)) {
+    fail(ErrorCode::kInvalidArgument, "port file {}: it cannot be written", path);
+  }
+  std::remove(part.c_str());
 }
 
 void set_keepalive(grpc::ServerBuilder& builder) {
@@ -52,6 +65,7 @@ struct Coordinator::State {
   int port = 0;
   std::optional<Serving> serving;
   std::unique_ptr<grpc::Server> server;
+  std::mutex shutdown_mutex;  // a second caller waits for the first
   bool stopped = false;
 
   void set_health(bool serving_now) {
@@ -65,6 +79,7 @@ Coordinator::Coordinator(const CoordinatorConfig& config)
     : state_(std::make_unique<State>(config)) {
   google::protobuf::SetLogHandler(log_protobuf);
   check_listen_address(config.listen);
+  if (!config.port_file.empty()) check_port_file(config.port_file);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
@@ -99,6 +114,7 @@ void Coordinator::serve(Frontend& frontend, EngineApi& engine,
 
 void Coordinator::shutdown(std::chrono::milliseconds grace) {
   State& state = *state_;
+  const std::lock_guard lock(state.shutdown_mutex);
   if (state.stopped || state.server == nullptr) return;
   state.stopped = true;
   const auto deadline = std::chrono::steady_clock::now() + grace;

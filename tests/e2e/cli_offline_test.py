@@ -1,10 +1,11 @@
 """generate, score, tokenize, detokenize and bench: the contract that scripts rely on."""
 import json
 import math
+import subprocess
 import tempfile
 import unittest
 
-from program import MODELS, SMOLLM2, call, call_json, expected, index, token_file
+from program import MODELS, SMOLLM2, call, call_json, command, expected, index, token_file
 
 
 class Generate(unittest.TestCase):
@@ -98,10 +99,23 @@ class Generate(unittest.TestCase):
         decode = call_json("bench", "decode", "--model", self.model, "--tokens", 16, "--repeats", 1)
         self.assertAlmostEqual(decode["ratio"], decode["bytes_per_s"] / decode["read_bandwidth"],
                                delta=1e-6)
+        self.assertTrue(0 < decode["ratio"] < 1.5, decode)
+        self.assertTrue(1e8 < decode["read_bandwidth"] < 1e13, decode)
         prefill = call_json("bench", "prefill", "--model", self.model, "--prompt-tokens", 64,
                             "--repeats", 1, ranks=2)
         self.assertAlmostEqual(prefill["ratio"], prefill["flops_per_s"] / prefill["flops_limit"],
                                delta=1e-6)
+        self.assertTrue(0 < prefill["ratio"] < 1.5, prefill)
+        # More than 2 operations for each of the model's weights (all but norms) and token.
+        self.assertGreater(prefill["flops_per_s"] / prefill["value"], 2 * 4 * 48 * 112)
+
+    def test_a_result_that_cannot_be_written_is_an_error(self):
+        tokens = token_file(self.folder.name, [1, 2, 3])
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command(["generate", "--model", self.model, "--tokens", tokens,
+                                           "--max-tokens", 2, "--json"]), stdout=full,
+                                  stderr=subprocess.PIPE, timeout=60)
+        self.assertEqual(done.returncode, 1, done.stderr)
 
 
 @unittest.skipUnless(SMOLLM2, "TRIREME_SMOLLM2 does not name the model")
@@ -125,6 +139,8 @@ class RealModel(unittest.TestCase):
         ids = call_json("tokenize", "--model", SMOLLM2, stdin=text.encode())["token_ids"]
         back = call_json("detokenize", "--model", SMOLLM2, stdin=json.dumps(ids).encode())["text"]
         self.assertEqual(back, text)
+        self.assertEqual(call_json("tokenize", "--model", SMOLLM2, stdin=text.encode(),
+                                   ranks=2)["token_ids"], ids)  # one object, not one a rank
         plain = call("tokenize", "--model", SMOLLM2, stdin=text.encode())
         self.assertEqual([int(line) for line in plain.stdout.split()], ids)
 

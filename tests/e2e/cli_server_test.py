@@ -14,16 +14,23 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def ranks_of(server):
-    """Process ids of the server's ranks: the descendants that are the program itself."""
+    """Process ids of the server's ranks, rank 0 first: the descendants that are the program itself."""
     found, queue = [], [server.process.pid]
     while queue:
         pid = queue.pop()
-        children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
-        queue += [int(child) for child in children.stdout.split()]
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            queue += [int(child) for child in (task / "children").read_text().split()]
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         if arguments[0].endswith(b"trireme"):
             found.append(pid)
-    return sorted(found)
+    return sorted(found, key=rank_of)
+
+
+def rank_of(pid):
+    for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+        if entry.startswith(b"OMPI_COMM_WORLD_RANK="):
+            return int(entry.split(b"=")[1])
+    return 0
 
 
 def alive(pid):
@@ -103,6 +110,29 @@ class SmallServer(unittest.TestCase):
             with Server(self.model) as server:
                 self.assertEqual(server.stop(number), 0, server.text())
 
+    def test_rank_0_ends_a_world_in_good_order(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with Server(self.model, ranks=2) as server:
+                ranks = ranks_of(server)
+                os.kill(ranks[0], number)
+                self.assertEqual(server.process.wait(30), 0, server.text())
+                self.assertIn("ending", server.text())
+                self.assertEqual(wait_gone(ranks), [])
+
+    def test_a_signal_to_the_launcher_ends_every_rank(self):
+        with Server(self.model, ranks=2) as server:
+            ranks = ranks_of(server)
+            server.stop(signal.SIGTERM)  # mpirun itself then ends with 1
+            self.assertEqual(wait_gone(ranks), [])
+
+    def test_a_port_file_that_cannot_be_written(self):
+        for ranks in (0, 2):
+            done = call("serve", "--model", self.model, "--listen", "127.0.0.1:0", "--port-file",
+                        "/nowhere/port", ranks=ranks)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertIn("/nowhere/port", done.stderr.decode())
+            self.assertNotIn("weights", done.stderr.decode())  # before anything is loaded
+
     def test_two_servers_on_one_port(self):
         with Server(self.model) as server:
             for ranks in (0, 2):
@@ -120,6 +150,7 @@ class SmallServer(unittest.TestCase):
             ranks = ranks_of(server)
             os.kill(ranks[1], signal.SIGKILL)
             self.assertNotEqual(server.process.wait(30), 0)
+            self.assertIn("rank", server.text())
             self.assertEqual(wait_gone(ranks), [])
 
     def test_no_server_to_talk_to(self):

@@ -10,7 +10,9 @@ from pathlib import Path
 ROOT = Path(os.environ["TRIREME_ROOT"])
 TRIREME = os.environ["TRIREME"]
 MODELS = ROOT / "tests/fixtures/models"
-SMOLLM2 = os.environ.get("TRIREME_SMOLLM2", "")
+# The real model: named by TRIREME_SMOLLM2, or where launch/fetch_model puts it; "" if it is not there.
+FETCHED = ROOT / ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2 = os.environ.get("TRIREME_SMOLLM2") or (str(FETCHED) if FETCHED.exists() else "")
 
 
 def command(arguments, ranks=0):
