@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -21,6 +22,10 @@ namespace trireme {
 struct StreamHandle {
   void* native = nullptr;
 };
+
+// How long probe() waits: not at all, as long as every other operation, or without a limit, as only
+// an idle receiver may, to which nothing is owed.
+enum class Wait : uint8_t { kNever, kDeadline, kForever };
 
 class Communicator {
  public:
@@ -47,8 +52,8 @@ class Communicator {
   // Receives exactly data.size() bytes.
   virtual void recv(std::span<std::byte> data, int from, int tag, StreamHandle stream = {}) = 0;
   // For messages of unknown size: the size in bytes of the next message, or -1 if none is there
-  // yet (`wait` false) — with `wait` it blocks, without deadline, as an idle receiver does.
-  virtual int64_t probe(int from, int tag, bool wait) = 0;
+  // yet (only with Wait::kNever).
+  virtual int64_t probe(int from, int tag, Wait wait) = 0;
 
   // A communicator of the ranks that pass the same color, ordered by rank. Collective.
   virtual std::unique_ptr<Communicator> split(int color, const std::string& name) = 0;

@@ -47,7 +47,7 @@ class MpiCommunicator final : public Communicator {
 
   void send(std::span<const std::byte> data, int to, int tag, StreamHandle) override;
   void recv(std::span<std::byte> data, int from, int tag, StreamHandle) override;
-  int64_t probe(int from, int tag, bool wait) override;
+  int64_t probe(int from, int tag, Wait wait) override;
 
   std::unique_ptr<Communicator> split(int color, const std::string& name) override;
   void set_deadline(std::chrono::milliseconds limit) override;
@@ -185,7 +185,7 @@ void MpiCommunicator::recv(std::span<std::byte> data, int from, int tag, StreamH
        rank(), size(), data.size(), from, tag, bytes);
 }
 
-int64_t MpiCommunicator::probe(int from, int tag, bool wait) {
+int64_t MpiCommunicator::probe(int from, int tag, Wait wait) {
   messages_.check_open("probe");
   check_peer("probe", from, tag);
   int found = 0;
@@ -194,7 +194,9 @@ int64_t MpiCommunicator::probe(int from, int tag, bool wait) {
     messages_.check(MPI_Iprobe(from, tag, messages_.comm(), &found, &status), "probe", from, 0);
     return found != 0;
   };
-  if (wait) {
+  if (wait == Wait::kDeadline) {
+    messages_.wait("probe", from, 0, look);
+  } else if (wait == Wait::kForever) {
     Waiter waiter(std::chrono::hours(24 * 365 * 10), process_->crowded());
     while (!look()) {
       if (waiter.slow()) process_->look_for_abort();

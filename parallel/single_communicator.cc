@@ -49,9 +49,9 @@ class SingleCommunicator final : public Communicator {
     queues_[tag].pop_front();
   }
 
-  int64_t probe(int from, int tag, bool wait) override {
+  int64_t probe(int from, int tag, Wait wait) override {
     check("probe", from);
-    if (!wait && queues_[tag].empty()) return -1;
+    if (wait == Wait::kNever && queues_[tag].empty()) return -1;
     return static_cast<int64_t>(front("probe", tag).size());
   }
 

@@ -34,9 +34,9 @@ class ThreadCommunicator final : public Communicator {
     check_peer("recv", from);
     group_->recv(rank_, from, tag, data, limit_);
   }
-  int64_t probe(int from, int tag, bool wait) override {
+  int64_t probe(int from, int tag, Wait wait) override {
     check_peer("probe", from);
-    return group_->probe(rank_, from, tag, wait);
+    return group_->probe(rank_, from, tag, wait, limit_);
   }
 
   std::unique_ptr<Communicator> split(int color, const std::string& name) override;

@@ -179,15 +179,21 @@ void ThreadGroup::recv(int to, int from, int tag, std::span<std::byte> data, Lim
   box.changed.notify_all();
 }
 
-int64_t ThreadGroup::probe(int to, int from, int tag, bool wait) {
+int64_t ThreadGroup::probe(int to, int from, int tag, Wait wait, Limit limit) {
   check_open("probe");
   Mailbox& box = mailboxes_[static_cast<size_t>(to)];
   std::unique_lock lock(box.mutex);
   auto& queue = box.queues[{from, tag}];
-  if (wait) {
-    box.changed.wait(lock, [&] { return !queue.empty() || (generation_.load() & kClosed) != 0; });
-    check_open("probe");
+  const auto ready = [&] { return !queue.empty() || (generation_.load() & kClosed) != 0; };
+  if (wait == Wait::kForever) {
+    box.changed.wait(lock, ready);
+  } else if (wait == Wait::kDeadline &&
+             !box.changed.wait_until(lock, Clock::now() + limit, ready)) {
+    fail(ErrorCode::kDeadlineExceeded,
+         "{}: rank {} of {}: probe for a message from rank {} with tag {}: waited {} ms", name_, to,
+         size(), from, tag, limit.count());
   }
+  if (wait != Wait::kNever) check_open("probe");
   return queue.empty() ? -1 : static_cast<int64_t>(queue.front().size());
 }
 

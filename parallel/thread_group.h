@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "parallel/communicator.h"
+
 namespace trireme {
 
 class ThreadGroup;
@@ -55,7 +57,7 @@ class ThreadGroup {
 
   void send(int from, int to, int tag, std::span<const std::byte> data, Limit limit);
   void recv(int to, int from, int tag, std::span<std::byte> data, Limit limit);
-  int64_t probe(int to, int from, int tag, bool wait);
+  int64_t probe(int to, int from, int tag, Wait wait, Limit limit);
 
   // Used inside split(): what the first rank of each color leaves for the others.
   std::vector<std::shared_ptr<ThreadGroup>>& children() { return children_; }

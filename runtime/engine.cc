@@ -36,6 +36,7 @@ struct Engine::State {
       : world(of_world),
         worker(of_worker),
         scheduler(config, pool),
+        max_queue(static_cast<size_t>(config.max_queue)),
         remote_results(of_world.layout.pipeline() > 1),
         slot_prompts(static_cast<size_t>(slot_count(config)), 0) {
     snapshot.scheduler = scheduler.stats();
@@ -44,7 +45,7 @@ struct Engine::State {
   void loop();
   bool plan_next();
   void dispatch();
-  bool take_result(bool wait);
+  bool take_result(Wait wait);
   void apply(StepResult& finished);
   void collect_loose_events();
   void take_back(const std::vector<SequenceId>& ids);
@@ -66,6 +67,8 @@ struct Engine::State {
   std::unordered_set<SequenceId> live;      // submitted, last event not seen yet
   std::vector<SequenceEvent> loose_events;  // taken from the scheduler outside apply()
   bool stopping = false;
+
+  const size_t max_queue;
 
   // The engine thread's own.
   const bool remote_results;  // the last stage is on other ranks
@@ -119,7 +122,7 @@ void Engine::State::dispatch() {
 }
 
 // True if a step ended. With one stage no result is ever outstanding here.
-bool Engine::State::take_result(bool wait) {
+bool Engine::State::take_result(Wait wait) {
   const int from = world.layout.stages.back().first_rank;
   if (!receive(*world.control, from, kResultTag, wait, message)) return false;
   decode(std::span<const std::byte>(message), result);
@@ -242,14 +245,14 @@ bool Engine::State::wait_for_work() {
 void Engine::State::loop() {
   while (true) {
     collect_loose_events();
-    while (remote_results && in_flight > 0 && take_result(false)) {
+    while (remote_results && in_flight > 0 && take_result(Wait::kNever)) {
     }
     if (plan_next()) {
       dispatch();
       continue;
     }
     if (in_flight > 0) {
-      take_result(true);
+      take_result(Wait::kDeadline);
       continue;
     }
     if (!wait_for_work()) return;
@@ -264,7 +267,7 @@ void Engine::State::finish_sequences() {
     ids.assign(live.begin(), live.end());
     for (const SequenceId id : ids) scheduler.abort(id);
   }
-  while (in_flight > 0) take_result(true);
+  while (in_flight > 0) take_result(Wait::kDeadline);
   collect_loose_events();
   if (!live.empty()) {
     fail(ErrorCode::kInternal, "engine: {} aborted sequences did not end", live.size());
@@ -305,6 +308,10 @@ void Engine::set_sink(Sink sink) {
 
 bool Engine::submit(std::vector<Sequence> sequences) {
   State& state = *state_;
+  if (sequences.size() > state.max_queue) {
+    fail(ErrorCode::kInvalidArgument, "n is {}: at most {} sequences can wait (max_queue)",
+         sequences.size(), state.max_queue);
+  }
   const std::lock_guard lock(state.mutex);
   if (state.stopping) fail(ErrorCode::kUnavailable, "the engine is stopping");
   std::vector<SequenceId> added;

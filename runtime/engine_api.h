@@ -44,7 +44,8 @@ class EngineApi {
   virtual void set_sink(Sink sink) = 0;
 
   // Any thread. submit() is false when the queue is full (all sequences or none); throws
-  // kInvalidArgument if one can never run, kUnavailable once the engine is stopping.
+  // kInvalidArgument if one can never run or the queue can never hold them all, kUnavailable once
+  // the engine is stopping.
   virtual bool submit(std::vector<Sequence> sequences) = 0;
   // Any thread. The sequence ends with kAborted at the next step; unknown ids are ignored.
   virtual void abort(SequenceId id) = 0;

@@ -223,7 +223,7 @@ void Worker::run() {
   try {
     world.doorbell->sleep();
     while (true) {
-      receive(*world.control, 0, kOrderTag, true, message);
+      receive(*world.control, 0, kOrderTag, Wait::kForever, message);
       if (message.empty()) fail(ErrorCode::kInternal, "worker: empty message from rank 0");
       const auto order = static_cast<Order>(message.back());
       message.pop_back();

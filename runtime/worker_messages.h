@@ -29,8 +29,8 @@ inline void send_order(Communicator& control, std::vector<std::byte>& message, O
   for (int rank = 1; rank < control.size(); ++rank) control.send(message, rank, kOrderTag);
 }
 
-// Waits for a message of any size; false if there is none and `wait` is false.
-inline bool receive(Communicator& control, int from, int tag, bool wait,
+// Receives a message of any size; false if there is none yet, only with Wait::kNever.
+inline bool receive(Communicator& control, int from, int tag, Wait wait,
                     std::vector<std::byte>& message) {
   const int64_t bytes = control.probe(from, tag, wait);
   if (bytes < 0) return false;

@@ -63,16 +63,16 @@ void one_silent_peer_holds_nobody_back(Communicator& ranks) {
 void probe_tells_the_size(Communicator& ranks) {
   const int next = (ranks.rank() + 1) % ranks.size();
   const int previous = (ranks.rank() + ranks.size() - 1) % ranks.size();
-  EXPECT_EQ(ranks.probe(previous, 5, false), -1);
+  EXPECT_EQ(ranks.probe(previous, 5, Wait::kNever), -1);
   ranks.barrier();
   for (const size_t bytes : {100, 0, 20'000}) {
     ranks.send(std::vector<std::byte>(bytes), next, 5);
-    EXPECT_EQ(ranks.probe(previous, 5, true), static_cast<int64_t>(bytes));
-    EXPECT_EQ(ranks.probe(previous, 5, false), static_cast<int64_t>(bytes));
+    EXPECT_EQ(ranks.probe(previous, 5, Wait::kForever), static_cast<int64_t>(bytes));
+    EXPECT_EQ(ranks.probe(previous, 5, Wait::kNever), static_cast<int64_t>(bytes));
     std::vector<std::byte> data(bytes);
     ranks.recv(data, previous, 5);
   }
-  EXPECT_EQ(ranks.probe(previous, 5, false), -1);
+  EXPECT_EQ(ranks.probe(previous, 5, Wait::kNever), -1);
 }
 
 // User messages with any tag pass by the collectives between them.
@@ -171,7 +171,7 @@ void refuses_bad_peers(Communicator& ranks) {
   EXPECT_EQ(code_of([&] { ranks.send(data, beyond, 0); }), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code_of([&] { ranks.recv(data, -1, 0); }), ErrorCode::kInvalidArgument);
   EXPECT_EQ(code_of([&] { ranks.broadcast(data, beyond); }), ErrorCode::kInvalidArgument);
-  EXPECT_EQ(code_of([&] { ranks.probe(beyond, 0, false); }), ErrorCode::kInvalidArgument);
+  EXPECT_EQ(code_of([&] { ranks.probe(beyond, 0, Wait::kNever); }), ErrorCode::kInvalidArgument);
 }
 
 void deadline_names_the_operation(Communicator& ranks) {
@@ -188,6 +188,15 @@ void deadline_names_the_operation(Communicator& ranks) {
       const std::string text = error.what();
       EXPECT_NE(text.find("late"), std::string::npos) << text;
       EXPECT_NE(text.find("recv of 40 bytes from rank 1"), std::string::npos) << text;
+    }
+    try {
+      group->probe(1, 77, Wait::kDeadline);
+      ADD_FAILURE() << "found what nobody sent";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kDeadlineExceeded);
+      const std::string text = error.what();
+      EXPECT_NE(text.find("probe"), std::string::npos) << text;
+      EXPECT_NE(text.find("from rank 1"), std::string::npos) << text;
     }
     try {
       group->all_reduce_sum(data);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+#include <future>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -134,6 +135,12 @@ TEST(Engine, FullQueueTakesAllOrNone) {
   const Sequence one = random_sequence(3, kVocab, 8, 2, false);
   EXPECT_FALSE(world.submit({one, one, one}, &second));
   EXPECT_TRUE(world.submit({one, one}, &second));
+  // More outputs than can ever wait: asking again would not help.
+  SequenceId never = 0;
+  EXPECT_EQ(code_of([&] {
+              world.submit({one, one, one, one}, &never);
+            }),
+            ErrorCode::kInvalidArgument);
   world.engine().abort(running);
   EXPECT_EQ(world.wait(running).finish, FinishReason::kAborted);
   EXPECT_EQ(world.wait(first).tokens.size(), 2u);
@@ -228,6 +235,40 @@ TEST(Engine, BrokenWorldGivesEverySequenceAnError) {
   world.stop();
   ASSERT_NE(world.engine_error(), nullptr);
   EXPECT_EQ(code_of([&] { std::rethrow_exception(world.engine_error()); }), ErrorCode::kAborted);
+}
+
+// The last stage takes its orders and never reports: rank 0 must not wait for ever.
+TEST(Engine, SilentLastStageEndsAtTheDeadline) {
+  log::init("off");
+  const auto options = small_options(kModel, "pipeline=2");
+  auto controls = make_thread_communicators(2, "control");
+  std::promise<void> over;
+  std::thread silent([&, control = std::move(controls[1])]() mutable {
+    Instance instance(std::move(control), 2, 2, options);
+    over.get_future().wait();
+  });
+  Instance instance(std::move(controls[0]), 2, 2, options);
+  instance.world().control->set_deadline(std::chrono::milliseconds(200));
+  Sequence sequence = random_sequence(1, kVocab, 20, 4, false);
+  sequence.id = 7;
+  std::vector<EngineEvent> events;
+  instance.engine().set_sink([&](std::vector<EngineEvent>&& some) {
+    for (EngineEvent& event : some) events.push_back(std::move(event));
+  });
+  ASSERT_TRUE(instance.engine().submit({sequence}));
+  std::string message;
+  try {
+    instance.engine().run();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kDeadlineExceeded);
+    message = error.what();
+  }
+  over.set_value();
+  silent.join();
+  EXPECT_NE(message.find("control"), std::string::npos) << message;
+  EXPECT_NE(message.find("probe for a message from rank 1"), std::string::npos) << message;
+  ASSERT_EQ(events.size(), 1u);
+  EXPECT_EQ(events[0].finish, FinishReason::kError);
 }
 
 double cpu_seconds() {

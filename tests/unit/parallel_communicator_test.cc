@@ -69,7 +69,7 @@ TEST(ThreadCommunicator, AbortWakesEveryWaiter) {
     } else if (ranks.rank() == 1) {
       EXPECT_EQ(code_of([&] { group->recv(bytes, 3, 1); }), ErrorCode::kAborted);
     } else if (ranks.rank() == 2) {
-      EXPECT_EQ(code_of([&] { ranks.probe(3, 1, true); }), ErrorCode::kAborted);
+      EXPECT_EQ(code_of([&] { ranks.probe(3, 1, Wait::kForever); }), ErrorCode::kAborted);
     } else {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
       ranks.abort("rank 3 saw a flood");
@@ -152,7 +152,7 @@ TEST(SingleCommunicator, NeverWaitsForAnybody) {
   auto single = make_single_communicator();
   std::vector<std::byte> data(1);
   EXPECT_EQ(code_of([&] { single->recv(data, 0, 3); }), ErrorCode::kDeadlineExceeded);
-  EXPECT_EQ(code_of([&] { single->probe(0, 3, true); }), ErrorCode::kDeadlineExceeded);
+  EXPECT_EQ(code_of([&] { single->probe(0, 3, Wait::kForever); }), ErrorCode::kDeadlineExceeded);
   single->abort("over");
   EXPECT_EQ(code_of([&] { single->barrier(); }), ErrorCode::kAborted);
 }

@@ -38,7 +38,7 @@ class SharedCommunicator final : public Communicator {
   void barrier() override { group_.barrier(); }
   void send(std::span<const std::byte>, int, int, StreamHandle) override {}
   void recv(std::span<std::byte>, int, int, StreamHandle) override {}
-  int64_t probe(int, int, bool) override { return -1; }
+  int64_t probe(int, int, Wait) override { return -1; }
   std::unique_ptr<Communicator> split(int, const std::string&) override { return nullptr; }
   void set_deadline(std::chrono::milliseconds limit) override { group_.set_limit(limit); }
   void abort(const std::string& reason) override { group_.close(reason); }
