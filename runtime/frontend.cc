@@ -271,6 +271,7 @@ std::unique_ptr<OutputStream> Frontend::generate(GenerateParams params) {
   };
   check_accepting();
   check_request(params, state.config, state.tokenizer, state.max_token_bytes);
+  tidy_token_lists(params);
   std::vector<int32_t> prompt =
       params.text ? state.tokenizer->encode(*params.text, params.add_special_tokens)
                   : std::move(params.token_ids);

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <unordered_set>
+#include <utility>
 
 #include "base/error.h"
 #include "runtime/unicode.h"
@@ -55,6 +57,7 @@ void check_sampling(const SamplingParams& s, const FrontendConfig& config) {
   }
   check_token_ids("allowed_tokens", s.allowed_tokens, config.vocab);
   check_token_ids("banned_tokens", s.banned_tokens, config.vocab);
+  check_size("stop_ids", "ids", s.stop_ids.size(), kMaxStopIds);
   check_token_ids("stop_ids", s.stop_ids, config.vocab);
   const std::unordered_set<int32_t> banned(s.banned_tokens.begin(), s.banned_tokens.end());
   const auto is_banned = [&](int32_t token) { return banned.contains(token); };
@@ -134,6 +137,27 @@ void check_request(const GenerateParams& params, const FrontendConfig& config,
     fail(kBad, "prior_token_ids has {} ids, over max_tokens, which is {}", prior,
          params.sampling.max_tokens);
   }
+}
+
+void tidy_token_lists(GenerateParams& params) {
+  SamplingParams& s = params.sampling;
+  for (std::vector<int32_t>* ids : {&s.allowed_tokens, &s.banned_tokens, &s.stop_ids}) {
+    std::sort(ids->begin(), ids->end());
+    ids->erase(std::unique(ids->begin(), ids->end()), ids->end());
+    ids->shrink_to_fit();
+  }
+  const int64_t bytes = s.list_bytes() * params.n;
+  if (bytes <= kMaxTokenListBytes) return;
+  const std::pair<size_t, const char*> lists[] = {
+      {s.allowed_tokens.size(), "allowed_tokens"},
+      {s.banned_tokens.size(), "banned_tokens"},
+      {s.logit_bias.size(), "logit_bias"},
+  };
+  const auto longest = *std::max_element(std::begin(lists), std::end(lists));
+  fail(kBad,
+       "{} has {} entries for each of n = {} outputs: token lists of {} bytes in all, at most {} "
+       "are allowed",
+       longest.second, longest.first, params.n, bytes, kMaxTokenListBytes);
 }
 
 int32_t check_lengths(const GenerateParams& params, size_t prompt_tokens,

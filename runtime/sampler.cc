@@ -50,7 +50,7 @@ bool cuts_by_k(const SamplingParams& params, int64_t vocab) {
 
 Path path_of(const SamplingParams* params, int64_t vocab) {
   if (params == nullptr) return Path::kNone;
-  if (!(params->temperature > 0.0f)) return Path::kGreedy;
+  if (params->greedy()) return Path::kGreedy;
   if (cuts_by_k(*params, vocab) || params->top_p < 1.0f) return Path::kCandidates;
   return params->min_p > 0.0f ? Path::kMinP : Path::kWhole;
 }

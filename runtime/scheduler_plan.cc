@@ -14,6 +14,10 @@ namespace {
 // than this: smaller chunks would read the weights more often than they save time.
 constexpr int64_t kSmallestShare = 64;
 
+// Of what the sequences admitted in one step bring along (token lists, histories, tables): more
+// would make a message that holds up every rank. The first one always gets in.
+constexpr int64_t kMaxAdmittedBytes = 16 << 20;
+
 class Planner {
  public:
   Planner(SchedulerState& state, StepPlan& plan, Flight& flight)
@@ -31,6 +35,7 @@ class Planner {
   PrefixMatch match(Entry& entry);
   bool fits(Entry& entry, const PrefixMatch& match);
   bool may_fit(const Entry& entry) const;
+  int64_t init_bytes(const Entry& entry) const;
   int32_t kept_for_running(size_t group) const;
   void promise(const Entry& entry);
   void admit(Entry& entry, const PrefixMatch& match);
@@ -52,7 +57,8 @@ class Planner {
   std::vector<PlanRow> prefill_rows_;  // follow the decode rows
   std::vector<FlightRow> prefill_flight_;
   std::vector<int32_t> promised_;  // per KV group: blocks that admitted prefills have yet to take
-  int32_t decode_left_ = 0;        // rows
+  int64_t admitted_bytes_ = 0;
+  int32_t decode_left_ = 0;  // rows
   int32_t prefill_tokens_left_ = 0;
   int32_t prefill_rows_left_ = 0;
   size_t victim_end_ = 0;  // running[victim_end_…] cannot be preempted any more in this step
@@ -167,11 +173,23 @@ void Planner::admit_waiting() {
     if (prefill_tokens_left_ <= 0 || prefill_rows_left_ <= 0) return;
     Entry& head = **state_.waiting.begin();
     if (!may_fit(head)) return;
+    const int64_t bytes = init_bytes(head);
+    if (admitted_bytes_ > 0 && admitted_bytes_ + bytes > kMaxAdmittedBytes) return;
     const PrefixMatch found = match(head);
     if (!fits(head, found)) return;
     admit(head, found);
+    admitted_bytes_ += bytes;
     promise(head);
   }
+}
+
+// An upper bound of its SlotInit.
+int64_t Planner::init_bytes(const Entry& entry) const {
+  const SamplingParams& sampling = entry.sequence.sampling;
+  const auto tables = static_cast<int64_t>(pool_.groups()) * pool_.blocks_for(entry.size);
+  const int64_t history = sampling.needs_counts() ? entry.size : 0;
+  constexpr int64_t kFixed = 128;
+  return kFixed + sampling.list_bytes() + (tables + history) * int64_t{sizeof(int32_t)};
 }
 
 // At least one token is left to compute: its logits choose the next one.

@@ -127,8 +127,48 @@ TEST_F(FrontendCheck, TokenIdsAreInTheVocabulary) {
   expect_refused("banned_tokens", [=](GenerateParams& p) {
     for (int32_t id = 0; id < vocab; ++id) p.sampling.banned_tokens.push_back(id);
   });
+  expect_refused("banned_tokens", [](GenerateParams& p) {
+    p.sampling.banned_tokens.assign(kMaxTokenListSize + 1, 1);
+  });
   expect_refused("stop_ids",
-                 [](GenerateParams& p) { p.sampling.stop_ids.assign(kMaxTokenListSize + 1, 1); });
+                 [](GenerateParams& p) { p.sampling.stop_ids.assign(kMaxStopIds + 1, 1); });
+}
+
+TEST_F(FrontendCheck, TokenListsAreSortedAndHeldOnce) {
+  expect_accepted([](GenerateParams& p) {
+    p.n = 128;
+    p.sampling.allowed_tokens.assign(kMaxTokenListSize, 9);
+    p.sampling.allowed_tokens[5] = 3;
+    p.sampling.banned_tokens = {8, 7, 8, 7};
+    p.sampling.stop_ids = {5, 4, 5};
+    p.ignore_eos = true;
+  });
+  const auto seen = engine_.seen();
+  ASSERT_EQ(seen.size(), 128u);
+  for (const Sequence& sequence : seen) {
+    EXPECT_EQ(sequence.sampling.allowed_tokens, (std::vector<int32_t>{3, 9}));
+    EXPECT_EQ(sequence.sampling.banned_tokens, (std::vector<int32_t>{7, 8}));
+    EXPECT_EQ(sequence.sampling.stop_ids, (std::vector<int32_t>{4, 5}));
+  }
+}
+
+TEST(TokenLists, AreBoundedForAllOutputsTogether) {
+  GenerateParams params;
+  for (int32_t id = 0; id < 150'000; ++id) params.sampling.banned_tokens.push_back(id);
+  params.sampling.logit_bias = {{1, 1.0f}};
+  params.n = 27;
+  EXPECT_NO_THROW(tidy_token_lists(params));
+  params.n = 28;
+  try {
+    tidy_token_lists(params);
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+    EXPECT_NE(text.find("banned_tokens has 150000"), std::string::npos) << text;
+    EXPECT_NE(text.find("n = 28"), std::string::npos) << text;
+    EXPECT_NE(text.find(std::to_string(kMaxTokenListBytes)), std::string::npos) << text;
+  }
 }
 
 TEST_F(FrontendCheck, PromptIsThereAndFits) {
