@@ -63,8 +63,8 @@ DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source) {
 }
 
 // Tokens of one sequence that a group keeps at most.
-int32_t kept_tokens(int window, int32_t context, const SchedulerConfig& config) {
-  return window == 0 ? context : std::min(context, window + config.max_chunk);
+int64_t kept_tokens(int window, int32_t context, const SchedulerConfig& config) {
+  return window == 0 ? context : std::min<int64_t>(context, int64_t{window} + config.max_chunk);
 }
 
 }  // namespace

@@ -7,8 +7,9 @@
 
 namespace trireme {
 namespace {
-constexpr int32_t kLookAhead = 6;  // blocks
-}
+constexpr int32_t kLookAhead = 6;          // blocks
+constexpr int32_t kMaxBlockSize = 65'536;  // tokens; positions of a table fit int32_t with room
+}  // namespace
 
 KvGroupBlocks::KvGroupBlocks(int32_t blocks) : blocks_(blocks), free_(blocks) {
   for (int32_t i = 0; i < blocks; ++i) free_[i] = blocks - 1 - i;  // block 0 is taken first
@@ -135,8 +136,9 @@ void KvGroupBlocks::check(std::span<const int32_t> expected) const {
 }
 
 KvCachePool::KvCachePool(const KvPoolConfig& config) : config_(config) {
-  if (config.block_size < 1) {
-    fail(ErrorCode::kInvalidArgument, "block_size {}: at least 1", config.block_size);
+  if (config.block_size < 1 || config.block_size > kMaxBlockSize) {
+    fail(ErrorCode::kInvalidArgument, "block_size: {} is not in [1, {}]", config.block_size,
+         kMaxBlockSize);
   }
   if (config.groups.empty() || config.groups.size() != config.blocks.size()) {
     fail(ErrorCode::kInvalidArgument, "{} KV groups with {} block counts", config.groups.size(),

@@ -125,7 +125,7 @@ class KvCachePool {
   // `length` entries of which the first `live` have left the window.
   int32_t blocks_to_take(size_t group, int32_t tokens, int32_t length, int32_t live) const;
   int32_t blocks_for(int32_t tokens) const {
-    return (tokens + config_.block_size - 1) / config_.block_size;
+    return static_cast<int32_t>((int64_t{tokens} + config_.block_size - 1) / config_.block_size);
   }
 
   // The longest usable prefix among the first `limit` blocks of `tokens`; takes no references.

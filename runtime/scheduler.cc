@@ -8,16 +8,17 @@
 namespace trireme {
 
 void validate(const SchedulerConfig& config) {
-  const auto at_least_one = [](const char* name, int32_t value) {
-    if (value < 1) fail(ErrorCode::kInvalidArgument, "{}: {}: at least 1", name, value);
+  const auto check = [](const char* name, int32_t value, int32_t most) {
+    if (value >= 1 && value <= most) return;
+    fail(ErrorCode::kInvalidArgument, "{}: {} is not in [1, {}]", name, value, most);
   };
-  at_least_one("token_budget", config.token_budget);
-  at_least_one("max_chunk", config.max_chunk);
-  at_least_one("max_rows", config.max_rows);
-  at_least_one("max_running", config.max_running);
-  at_least_one("max_queue", config.max_queue);
-  at_least_one("max_context", config.max_context);
-  at_least_one("steps_in_flight", config.steps_in_flight);
+  check("token_budget", config.token_budget, 1 << 20);
+  check("max_chunk", config.max_chunk, 1 << 20);
+  check("max_rows", config.max_rows, 1 << 16);
+  check("max_running", config.max_running, 1 << 16);
+  check("max_queue", config.max_queue, 1 << 20);
+  check("max_context", config.max_context, INT32_MAX);
+  check("steps_in_flight", config.steps_in_flight, 256);
 }
 
 int32_t slot_count(const SchedulerConfig& config) {

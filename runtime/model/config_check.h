@@ -22,6 +22,11 @@ inline constexpr int64_t kId = (int64_t{1} << 31) - 1;  // token ids, vocabulary
 // The index of `rope` in config.ropes, appended if it is new.
 int add_rope(ModelConfig& config, const RopeConfig& rope);
 
+// A layer's window as the model uses it: one that holds the whole context is none (0).
+inline int clip_window(int64_t window, int64_t max_context) {
+  return window >= max_context ? 0 : static_cast<int>(window);
+}
+
 // Throws kDataLoss if heads do not divide, a head is odd or an id lies outside of the vocabulary.
 void check_config(const ModelConfig& config, const std::string& where);
 

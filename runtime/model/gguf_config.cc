@@ -133,8 +133,8 @@ class Parser {
     layer.qk_norm = architecture_.qk_norm;
     layer.activation = architecture_.activation;
     layer.attention_scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim));
-    layer.window =
-        static_cast<int>(integer(key("attention.sliding_window"), 0, limits::kId).value_or(0));
+    layer.window = clip_window(integer(key("attention.sliding_window"), 0, limits::kId).value_or(0),
+                               model_.max_context);
     layer.rope = add_rope(model_, parse_rope());
     model_.layers.assign(static_cast<size_t>(layers), layer);
   }

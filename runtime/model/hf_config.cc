@@ -160,8 +160,8 @@ class Parser {
   void read_windows() {
     if (architecture_.windows == WindowRule::kNone) return;
     if (!fields_.boolean("use_sliding_window").value_or(false)) return;
-    const auto window =
-        static_cast<int>(fields_.required_integer("sliding_window", 1, limits::kId));
+    const int window =
+        clip_window(fields_.required_integer("sliding_window", 1, limits::kId), model_.max_context);
     const auto layers = static_cast<int64_t>(model_.layers.size());
     const int64_t first =
         layer_types_.empty() ? fields_.required_integer("max_window_layers", 0, limits::kId) : 0;

@@ -171,6 +171,8 @@ TEST(HuggingFaceConfig, Windows) {
   config["layer_types"] = {"sliding_attention", "full_attention", "full_attention"};
   EXPECT_EQ(parse(config).model.layers[0].window, 128);
   EXPECT_EQ(parse(config).model.layers[1].window, 0);
+  config["sliding_window"] = 2147483647;  // holds any context: no window
+  for (const LayerConfig& layer : parse(config).model.layers) EXPECT_EQ(layer.window, 0);
   config["sliding_window"] = nullptr;
   expect_refused(config, "'sliding_window' is missing");
   config["layer_types"] = {"linear_attention", "full_attention", "full_attention"};

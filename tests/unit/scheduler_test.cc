@@ -413,6 +413,18 @@ TEST_F(SchedulerTest, ASequenceWithNothingLeftToSampleEndsAlone) {
   EXPECT_EQ(scheduler_->stats().running, 1);
 }
 
+// However much the newcomers bring along, a plan stays a message of bounded size.
+TEST_F(SchedulerTest, LargeTokenListsEnterOneAfterTheOther) {
+  start(small_config(), small_pool());
+  for (SequenceId id = 1; id <= 3; ++id) {
+    Sequence sequence = sequence_of(id, 2, 4);
+    if (id < 3) sequence.sampling.banned_tokens.assign(2'200'000, 1);
+    scheduler_->add(std::move(sequence));
+  }
+  EXPECT_EQ(step().admitted.size(), 1u);
+  EXPECT_EQ(step().admitted.size(), 2u);
+}
+
 TEST_F(SchedulerTest, StatsTellUsedFromAllocatedSlots) {
   start(small_config(), small_pool());
   scheduler_->add(sequence_of(1, 6, 20));
@@ -422,27 +434,54 @@ TEST_F(SchedulerTest, StatsTellUsedFromAllocatedSlots) {
   EXPECT_EQ(scheduler_->stats().kv.used, 2);
 }
 
-TEST(Profiles, AreNamedAndTunable) {
-  for (const std::string_view name : profile_names()) EXPECT_NO_THROW(validate(profile(name)));
+template <typename Call>
+std::string message_of(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Profiles, AreNamed) {
+  for (const char* name : {"latency", "balanced", "throughput"}) {
+    EXPECT_NO_THROW(validate(profile(name)));
+  }
   EXPECT_LT(profile("latency").token_budget, profile("balanced").token_budget);
   EXPECT_GT(profile("throughput").max_running, profile("balanced").max_running);
-  SchedulerConfig config = profile("latency");
-  set_limit(config, "max_rows", 3);
-  EXPECT_EQ(config.max_rows, 3);
-  set_limit(config, "token_budget", 0);
-  EXPECT_THROW(validate(config), Error);
-  const auto message = [](auto call) -> std::string {
-    try {
-      call();
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
-      return error.what();
-    }
-    return "";
-  };
-  EXPECT_NE(message([] { profile("fast"); }).find("latency, balanced, throughput"),
+  EXPECT_NE(message_of([] { profile("fast"); }).find("latency, balanced, throughput"),
             std::string::npos);
-  EXPECT_NE(message([&] { set_limit(config, "rows", 1); }).find("max_rows"), std::string::npos);
+}
+
+TEST(Limits, AreBoundedOnBothSides) {
+  struct Limit {
+    const char* name;
+    int32_t SchedulerConfig::*member;
+    bool any_int;  // no upper end
+  };
+  using S = SchedulerConfig;
+  for (const Limit& limit :
+       {Limit{"token_budget", &S::token_budget, false}, Limit{"max_chunk", &S::max_chunk, false},
+        Limit{"max_rows", &S::max_rows, false}, Limit{"max_running", &S::max_running, false},
+        Limit{"max_queue", &S::max_queue, false}, Limit{"max_context", &S::max_context, true},
+        Limit{"steps_in_flight", &S::steps_in_flight, false}}) {
+    for (const int32_t bad : {INT32_MIN, 0, INT32_MAX}) {
+      if (bad == INT32_MAX && limit.any_int) continue;
+      SchedulerConfig config;
+      config.*limit.member = bad;
+      const std::string message = message_of([&] { validate(config); });
+      EXPECT_NE(message.find(limit.name), std::string::npos) << message;
+      EXPECT_NE(message.find(std::to_string(bad)), std::string::npos) << message;
+    }
+  }
+  for (const int32_t bad : {0, INT32_MAX}) {
+    KvPoolConfig pool;
+    pool.blocks = {4};
+    pool.block_size = bad;
+    EXPECT_NE(message_of([&] { KvCachePool{pool}; }).find("block_size"), std::string::npos);
+  }
 }
 
 }  // namespace
