@@ -140,11 +140,6 @@ bool RequestRecord::ended() const {
   return open_ == 0;
 }
 
-bool RequestRecord::ended(int32_t output) const {
-  std::lock_guard lock(mutex_);
-  return outputs_.at(output).finish != FinishReason::kNone;
-}
-
 int64_t RequestRecord::bytes() const {
   const auto infos = [](const std::vector<TokenInfo>& list) {
     size_t sum = list.capacity() * sizeof(TokenInfo);

@@ -60,7 +60,6 @@ class RequestRecord {
   bool end(int32_t output, FinishReason finish, const std::string& error, Callbacks& due);
 
   bool ended() const;
-  bool ended(int32_t output) const;
   int64_t bytes() const;  // about what it holds
 
   // Throws kInvalidArgument for an index past what exists. Missing indices are 0; prior tokens are

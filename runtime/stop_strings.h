@@ -23,7 +23,6 @@ class StopStrings {
   // The text has ended without a match: appends what was held back.
   void finish(std::string& out);
 
-  size_t held() const { return held_.size(); }
   const std::string& string(int index) const { return patterns_[index].text; }
 
  private:

@@ -200,21 +200,7 @@ bool Tokenizer::is_special(int32_t id) const {
   return impl_->special[id];
 }
 
-std::string Tokenizer::token_text(int32_t id) const {
-  token_bytes(id);
-  return impl_->text_of(id);
-}
-
 int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(impl_->bytes.size()); }
-
-std::optional<int32_t> Tokenizer::token_id(std::string_view text) const {
-  if (const auto added = impl_->added_ids.find(text); added != impl_->added_ids.end()) {
-    return added->second;
-  }
-  const auto found = impl_->model_ids.find(text);
-  if (found == impl_->model_ids.end()) return std::nullopt;
-  return found->second;
-}
 
 const TokenizerSpec& Tokenizer::spec() const { return impl_->spec; }
 

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -78,15 +77,11 @@ class Tokenizer {
   std::string decode(const std::vector<int32_t>& ids, bool skip_special = true) const;
 
   // The raw bytes of one token, special or not (may be part of a UTF-8 sequence); empty for an id
-  // that no token has. These three throw kInvalidArgument for an id out of range.
+  // that no token has. These two throw kInvalidArgument for an id out of range.
   std::string_view token_bytes(int32_t id) const;
   bool is_special(int32_t id) const;
-  std::string token_text(int32_t id) const;  // as the model file writes it
 
   int32_t vocab_size() const;  // every id is below it
-  // The id of a token as the model file writes it: an added token's text or the byte-level
-  // alphabet.
-  std::optional<int32_t> token_id(std::string_view text) const;
   const TokenizerSpec& spec() const;
 
  private:

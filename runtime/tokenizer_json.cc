@@ -4,7 +4,7 @@
 #include <sstream>
 
 #include "base/error.h"
-#include "base/mapped_file.h"
+#include "runtime/model/json_file.h"
 #include "runtime/tokenizer.h"
 #include "runtime/tokenizer_json_field.h"
 
@@ -13,29 +13,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kMaxFile = 256 << 20;
-constexpr int kMaxDepth = 64;
 constexpr size_t kMaxHoles = 1 << 20;  // unused ids; a file's size bounds the used ones
-
-json parse(const std::string& path, const MappedFile& file) {
-  if (file.bytes().size() > kMaxFile) {
-    fail(ErrorCode::kDataLoss, "{}: {} bytes; at most {}", path, file.bytes().size(), kMaxFile);
-  }
-  const auto check_depth = [&](int depth, json::parse_event_t, json&) {
-    if (depth > kMaxDepth) {
-      fail(ErrorCode::kDataLoss, "{}: nested more than {} deep", path, kMaxDepth);
-    }
-    return true;
-  };
-  const auto* begin = reinterpret_cast<const char*>(file.bytes().data());
-  try {
-    return json::parse(begin, begin + file.bytes().size(), check_depth);
-  } catch (const json::exception& error) {
-    std::string what = error.what();
-    std::replace(what.begin(), what.end(), '\n', ' ');
-    fail(ErrorCode::kDataLoss, "{}: not JSON: {}", path, what);
-  }
-}
 
 void read_vocab(const JsonField& model, TokenizerSpec& spec) {
   const JsonField vocab = model["vocab"].object();
@@ -149,16 +127,14 @@ std::string read_chat_template(const std::filesystem::path& folder) {
   if (std::filesystem::exists(jinja)) return read_text(jinja);
   const std::string config = folder / "tokenizer_config.json";
   if (!std::filesystem::exists(config)) return "";
-  const MappedFile file(config);
-  const json root = parse(config, file);
+  const json root = read_json_file(config);
   return template_of(JsonField(root, config, "").object());
 }
 
 }  // namespace
 
 TokenizerSpec read_tokenizer_json(const std::string& path) {
-  const MappedFile file(path);
-  const json value = parse(path, file);
+  const json value = read_json_file(path);
   TokenizerSpec spec;
   spec.source = path;
   const JsonField root(value, spec.source, "");

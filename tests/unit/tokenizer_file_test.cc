@@ -59,18 +59,18 @@ TEST(TokenizerJson, ReadsTheSmallFile) {
 TEST(TokenizerJson, NamesTheFile) {
   expect_error([] { read_tokenizer_json("/no/such/tokenizer.json"); }, ErrorCode::kNotFound,
                "/no/such/tokenizer.json");
-  expect_refused("{\"model\": 1", ErrorCode::kDataLoss, "tokenizer.json: not JSON");
+  expect_refused("{\"model\": 1", ErrorCode::kDataLoss, "tokenizer.json: not valid JSON");
 }
 
 TEST(TokenizerJson, RefusesMalformedFiles) {
   constexpr auto kLoss = ErrorCode::kDataLoss;
   expect_refused("[]", kLoss, "not a JSON object");
   expect_refused("{}", kLoss, "model is missing");
-  expect_refused(std::string(1 << 20, '['), kLoss, "nested more than 64 deep");
+  expect_refused(std::string(1 << 20, '['), kLoss, "nested deeper than 64 levels");
   std::string deep = "{\"model\":";
   for (int i = 0; i < 100'000; ++i) deep += "{\"a\":";
-  expect_refused(deep, kLoss, "nested more than 64 deep");
-  expect_refused("{\"model\": {\"vocab\": {\"\xFF\": 0}}}", kLoss, "not JSON");
+  expect_refused(deep, kLoss, "nested deeper than 64 levels");
+  expect_refused("{\"model\": {\"vocab\": {\"\xFF\": 0}}}", kLoss, "not valid JSON");
   expect_refused_with(R"({"model": []})", kLoss, "model is not an object");
   expect_refused_with(R"({"model": {"merges": null}})", kLoss, "model.merges is missing");
   expect_refused_with(R"({"model": {"merges": {}}})", kLoss, "model.merges is not a list");
