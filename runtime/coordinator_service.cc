@@ -51,8 +51,8 @@ grpc::ServerUnaryReactor* answer(grpc::CallbackServerContext* context,
 // As answer(), on a frontend thread.
 template <typename Request, typename Response, typename Body>
 grpc::ServerUnaryReactor* answer_later(grpc::CallbackServerContext* context, const Serving* serving,
-                                       const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
-                                       Body body) {
+                                       int retry_after_ms, const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response, Body body) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const grpc::Status status = run_to_status([&] {
     Frontend& frontend = loaded(serving).frontend;
@@ -64,6 +64,9 @@ grpc::ServerUnaryReactor* answer_later(grpc::CallbackServerContext* context, con
       fail(ErrorCode::kResourceExhausted, "too many requests wait to be read");
     }
   });
+  if (status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED) {
+    context->AddTrailingMetadata("retry-after-ms", std::to_string(retry_after_ms));
+  }
   if (!status.ok()) reactor->Finish(status);
   return reactor;
 }
@@ -148,7 +151,7 @@ TriremeService::UnaryReactor* TriremeService::GetLoad(Context* context, const By
 TriremeService::UnaryReactor* TriremeService::Tokenize(Context* context, const Bytes* request,
                                                        Bytes* response) {
   return answer_later<v1::TokenizeRequest, v1::TokenizeResponse>(
-      context, serving_, request, response,
+      context, serving_, retry_after_ms_, request, response,
       [](Frontend& frontend, const v1::TokenizeRequest& in, v1::TokenizeResponse& out) {
         const bool add_special = !in.has_add_special_tokens() || in.add_special_tokens();
         const auto ids = frontend.tokenize(in.text(), add_special);
@@ -159,7 +162,7 @@ TriremeService::UnaryReactor* TriremeService::Tokenize(Context* context, const B
 TriremeService::UnaryReactor* TriremeService::Detokenize(Context* context, const Bytes* request,
                                                          Bytes* response) {
   return answer_later<v1::DetokenizeRequest, v1::DetokenizeResponse>(
-      context, serving_, request, response,
+      context, serving_, retry_after_ms_, request, response,
       [](Frontend& frontend, const v1::DetokenizeRequest& in, v1::DetokenizeResponse& out) {
         const bool skip_special = !in.has_skip_special_tokens() || in.skip_special_tokens();
         out.set_text(
