@@ -1,6 +1,7 @@
 trireme_test(stop_strings_test SOURCES stop_strings_test.cc DEPENDS trireme_frontend)
 foreach(name frontend frontend_end frontend_check)
-  trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_frontend)
+  trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_frontend TIMEOUT 120
+               LABELS threads)
 endforeach()
 foreach(name coordinator coordinator_server)
   trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_coordinator trireme_client)
