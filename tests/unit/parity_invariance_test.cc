@@ -2,12 +2,12 @@
 // chunks, the company in a batch, the block size. And windows see exactly what they should.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <random>
 
 #include "base/error.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/model_runner.h"
+#include "tests/support/relative_l2.h"
 
 namespace trireme {
 namespace {
@@ -24,15 +24,6 @@ LayoutSpec uniform(int tensor, int pipeline) {
   LayoutSpec spec;
   spec.stages.assign(static_cast<size_t>(pipeline), {tensor, 0});
   return spec;
-}
-
-double relative_l2(std::span<const float> got, std::span<const float> want) {
-  double error = 0.0, norm = 0.0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += (double{got[i]} - want[i]) * (double{got[i]} - want[i]);
-    norm += double{want[i]} * want[i];
-  }
-  return std::sqrt(error / norm);
 }
 
 // The logits after each token of `tokens`, fed in chunks of `chunk`.

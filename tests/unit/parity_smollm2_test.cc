@@ -17,7 +17,12 @@ namespace {
 // The reference has float32 activations; the kernels multiply quantized weights with activations
 // of limited precision. Tokens are compared where the reference's best logit leads by more.
 constexpr float kMarginTolerance = 0.03f;
-constexpr float kLogitTolerance = 0.03f;  // on the reference's five best logits
+constexpr float kLogitTolerance = 0.02f;  // on the reference's five best logits; measured: 0.011
+
+// A free run may leave the reference where the margin allows it, and is not compared from there on.
+// Measured: none does, on either layout (640 of 640). The slack is one run's 64 tokens, for another
+// instruction set's rounding.
+constexpr int kFollowed = 576;
 
 struct Prompt {
   std::string name;
@@ -105,7 +110,7 @@ TEST_P(SmolLm2, ChoosesTheReferencesTokens) {
     }
   });
   EXPECT_LT(worst, kLogitTolerance);
-  EXPECT_GT(compared, 1100);
+  EXPECT_EQ(compared, 1263);  // the others are near-ties of the reference itself
   printf("  worst logit error %.4f; %d of 1280 tokens differ, %d compared\n", worst, differing,
          compared);
 }
@@ -148,7 +153,7 @@ TEST_P(SmolLm2Free, Runs) {
     }
   });
   printf("  %d tokens as in the reference before the first that differs, of 640\n", followed);
-  EXPECT_GT(followed, 480);
+  EXPECT_GE(followed, kFollowed);
 }
 
 std::string name_of(const testing::TestParamInfo<Layout>& info) { return info.param.name; }

@@ -1,13 +1,13 @@
 // Every fixture model on every layout gives Hugging Face's logits and greedy tokens.
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "tests/support/model_fixture.h"
 #include "tests/support/model_runner.h"
+#include "tests/support/relative_l2.h"
 
 namespace trireme {
 namespace {
@@ -19,15 +19,6 @@ double logit_tolerance(const FixtureEntry& entry) { return entry.quantized() ? 1
 
 // Greedy tokens are compared where the reference's best logit leads by more than this.
 float margin_tolerance(const FixtureEntry& entry) { return entry.quantized() ? 2e-2f : 1e-3f; }
-
-double relative_l2(std::span<const float> got, std::span<const float> want) {
-  double error = 0.0, norm = 0.0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += (double{got[i]} - want[i]) * (double{got[i]} - want[i]);
-    norm += double{want[i]} * want[i];
-  }
-  return std::sqrt(error / norm);
-}
 
 struct LayoutCase {
   std::string name;
