@@ -115,13 +115,21 @@ std::vector<int32_t> read_token_file(const std::string& path) {
   return ids;
 }
 
+void read_prompt(const PromptFlags& prompt, GenerateParams& params) {
+  if (!prompt.token_file.empty()) params.token_ids = read_token_file(prompt.token_file);
+  if (!prompt.text_file.empty()) params.text = read_text_file(prompt.text_file);
+  if (prompt.text) params.text = prompt.text;
+}
+
 OfflineSession::OfflineSession(CommandContext& context, const InstanceOptions& options,
-                               const std::string& default_log_level)
+                               const std::string& default_log_level,
+                               const std::function<void()>& prepare)
     : environment_(context.argc, context.argv) {
   const auto who = environment_.size() == 1
                        ? std::string()
                        : fmt::format("rank {} {}", environment_.rank(), environment_.host());
   log::init(context.log_level_given ? context.log_level : default_log_level, who);
+  if (prepare) on_root(environment_, prepare);
   instance_ = std::make_unique<Instance>(environment_, options);
 }
 

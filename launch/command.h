@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,19 @@ void add_bench_serve(CLI::App& bench, CommandBody& body);
 // --model, --layout, --threads, --profile and the limits, into `options`.
 void add_instance_flags(CLI::App& command, InstanceOptions& options);
 
+// Where a command's prompt comes from: exactly one of these is given.
+struct PromptFlags {
+  std::optional<std::string> text;
+  std::string text_file, token_file;
+};
+
+// --`text_flag` (such as "prompt"), --`text_flag`-file and --tokens, into `prompt`.
+void add_prompt_flags(CLI::App& command, const std::string& text_flag, PromptFlags& prompt);
+
+// Fills params.text or params.token_ids; reads the file or stdin that the flags name. Throws
+// kInvalidArgument, kNotFound.
+void read_prompt(const PromptFlags& prompt, GenerateParams& params);
+
 // --temperature, --top-k, …, --stop, --seed, into `params`.
 void add_sampling_flags(CLI::App& command, GenerateParams& params);
 
@@ -57,8 +71,11 @@ std::string read_text_file(const std::string& path);
 // message. After loading, an error on any rank ends the whole job.
 class OfflineSession {
  public:
+  //
+  // `prepare` (optional) reads the command's input: on rank 0 only, which alone has a stdin, and
+  // before the model is opened; an error of its ends every rank.
   OfflineSession(CommandContext& context, const InstanceOptions& options,
-                 const std::string& default_log_level);
+                 const std::string& default_log_level, const std::function<void()>& prepare = {});
   ~OfflineSession();
 
   bool is_root() const { return environment_.rank() == 0; }

@@ -12,7 +12,8 @@ namespace {
 struct GenerateOptions {
   InstanceOptions instance;
   GenerateParams params;
-  std::string prompt, prompt_file, token_file, prior_file;
+  PromptFlags prompt;
+  std::string prior_file;
   int top_logprobs = -1;
   bool json = false;
 };
@@ -110,19 +111,13 @@ void print(const Outcome& outcome, const GenerateOptions& options) {
 }
 
 int generate(CommandContext& context, GenerateOptions& options) {
-  const int prompts = (options.prompt.empty() ? 0 : 1) + (options.prompt_file.empty() ? 0 : 1) +
-                      (options.token_file.empty() ? 0 : 1);
-  if (prompts != 1) {
-    fail(ErrorCode::kInvalidArgument, "give exactly one of --prompt, --prompt-file and --tokens");
-  }
   GenerateParams& params = options.params;
-  if (!options.token_file.empty()) params.token_ids = read_token_file(options.token_file);
-  if (!options.prompt_file.empty()) params.text = read_text_file(options.prompt_file);
-  if (!options.prompt.empty()) params.text = options.prompt;
-  if (!options.prior_file.empty()) params.prior_token_ids = read_token_file(options.prior_file);
   params.sampling.logprobs = options.top_logprobs;
-
-  OfflineSession session(context, options.instance, "warn");
+  const auto read = [&] {
+    read_prompt(options.prompt, params);
+    if (!options.prior_file.empty()) params.prior_token_ids = read_token_file(options.prior_file);
+  };
+  OfflineSession session(context, options.instance, "warn", read);
   int code = 0;
   session.run([&](Frontend& frontend) {
     const Outcome outcome = run(frontend, options);
@@ -141,10 +136,7 @@ void add_generate(CLI::App& app, CommandBody& body) {
   auto options = std::make_shared<GenerateOptions>();
   auto* command = app.add_subcommand("generate", "Continue one prompt, alone or under mpirun");
   add_instance_flags(*command, options->instance);
-  command->add_option("--prompt", options->prompt, "The text to continue");
-  command->add_option("--prompt-file", options->prompt_file, "The same from a file (-: stdin)");
-  command->add_option("--tokens", options->token_file,
-                      "A JSON list of token ids in place of text (-: stdin)");
+  add_prompt_flags(*command, "prompt", options->prompt);
   command->add_option("--prior-tokens", options->prior_file,
                       "A JSON list of tokens already generated: goes on from there");
   add_sampling_flags(*command, options->params);

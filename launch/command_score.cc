@@ -12,7 +12,7 @@ namespace {
 
 struct ScoreOptions {
   InstanceOptions instance;
-  std::string text, text_file, token_file;
+  PromptFlags prompt;
   int top_k = 0;
   bool json = false;
 };
@@ -63,20 +63,13 @@ void print(const Score& score, const ScoreOptions& options) {
 }
 
 int score(CommandContext& context, ScoreOptions& options) {
-  const int given = (options.text.empty() ? 0 : 1) + (options.text_file.empty() ? 0 : 1) +
-                    (options.token_file.empty() ? 0 : 1);
-  if (given != 1) {
-    fail(ErrorCode::kInvalidArgument, "give exactly one of --text, --text-file and --tokens");
-  }
   GenerateParams params;
-  if (!options.token_file.empty()) params.token_ids = read_token_file(options.token_file);
-  if (!options.text_file.empty()) params.text = read_text_file(options.text_file);
-  if (!options.text.empty()) params.text = options.text;
   params.sampling.temperature = 0.0f;
   params.sampling.max_tokens = 0;
   params.sampling.prompt_logprobs = options.top_k;
 
-  OfflineSession session(context, options.instance, "warn");
+  OfflineSession session(context, options.instance, "warn",
+                         [&] { read_prompt(options.prompt, params); });
   int code = 0;
   session.run([&](Frontend& frontend) {
     const Score result = run(frontend, params);
@@ -96,10 +89,7 @@ void add_score(CLI::App& app, CommandBody& body) {
   auto options = std::make_shared<ScoreOptions>();
   auto* command = app.add_subcommand("score", "Log-probabilities of a text or token sequence");
   add_instance_flags(*command, options->instance);
-  command->add_option("--text,--prompt", options->text, "The text to score");
-  command->add_option("--text-file", options->text_file, "The same from a file (-: stdin)");
-  command->add_option("--tokens", options->token_file,
-                      "A JSON list of token ids in place of text (-: stdin)");
+  add_prompt_flags(*command, "text", options->prompt);
   command->add_option("--top-k", options->top_k, "Report the k likeliest tokens of each position")
       ->check(CLI::NonNegativeNumber);
   command->add_flag("--json", options->json, "One JSON object on stdout");

@@ -58,6 +58,16 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
       ->group(kv);
 }
 
+void add_prompt_flags(CLI::App& command, const std::string& text_flag, PromptFlags& prompt) {
+  auto* group = command.add_option_group("Prompt", "Exactly one of these");
+  group->add_option("--" + text_flag, prompt.text, "The text");
+  group->add_option("--" + text_flag + "-file", prompt.text_file,
+                    "The text from a file (-: stdin)");
+  group->add_option("--tokens", prompt.token_file,
+                    "A JSON list of token ids in place of text (-: stdin)");
+  group->require_option(1);
+}
+
 void add_sampling_flags(CLI::App& command, GenerateParams& params) {
   SamplingParams& sampling = params.sampling;
   const std::string group = "Sampling";

@@ -36,6 +36,15 @@ class Generate(unittest.TestCase):
         self.assertGreater(answer["ttft_ms"], 0)
         self.assertGreater(answer["decode_tokens_per_s"], 0)
 
+    def test_stdin_is_read_by_rank_0_alone(self):
+        prompt = self.expected["prompts"][1]
+        text = json.dumps(prompt["ids"]).encode()
+        answer = call_json("generate", "--model", self.model, "--tokens", "-", "--ignore-eos",
+                           "--max-tokens", 4, stdin=text, ranks=2)
+        self.assertEqual(answer["token_ids"], prompt["greedy"][:4])
+        self.assertEqual(call("generate", "--model", self.model, "--tokens", "-", stdin=b"[1,",
+                              ranks=2).returncode, 2)
+
     def test_every_layout_gives_the_same_tokens(self):
         prompt = self.expected["prompts"][4]
         for ranks, layout in [(0, "tensor=1"), (2, "tensor=2"), (2, "pipeline=2"),
