@@ -30,14 +30,17 @@ int bench_serve(CommandContext& context, BenchServeOptions& options) {
   log::init(context.log_level_given ? context.log_level : "warn");
   options.load.prompt = parse_lengths("--prompt-tokens", options.prompt);
   options.load.output = parse_lengths("--output-tokens", options.output);
+  for (const auto& path : {options.json_file, options.svg_file}) {
+    if (!path.empty()) write_file(path, "");  // refused before the load, not after it
+  }
   const bool terminal = isatty(STDERR_FILENO) != 0;
   const auto report = run_load(options.load, [&](int ended, int all) {
     if (terminal)
       std::fprintf(stderr, "\r%d of %d requests%s", ended, all, ended == all ? "\n" : "");
   });
+  std::printf("%s\n", (options.json ? to_json(report) : to_text(report)).c_str());
   if (!options.json_file.empty()) write_file(options.json_file, to_json(report));
   if (!options.svg_file.empty()) write_file(options.svg_file, to_svg(report));
-  std::printf("%s\n", (options.json ? to_json(report) : to_text(report)).c_str());
   return report.failed == 0 ? 0 : 1;
 }
 
@@ -71,7 +74,9 @@ void add_bench_serve(CLI::App& bench, CommandBody& body) {
   add("--plot", options->svg_file, "Write an SVG plot to this file");
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->callback([options, &body] {
-    body = [options](CommandContext& context) { return bench_serve(context, *options); };
+    body = [options](CommandContext& context) {
+      return launched_as_root_rank() ? bench_serve(context, *options) : 0;
+    };
   });
 }
 

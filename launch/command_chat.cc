@@ -39,7 +39,8 @@ struct Answer {
   std::string text;
   std::vector<int32_t> token_ids;
   std::string finish = "aborted";
-  v1::Usage usage;
+  int32_t prompt_tokens = 0, cached_tokens = 0;
+  bool interrupted = false;  // by the user
   double ttft_ms = 0, tokens_per_s = 0;
 };
 
@@ -108,8 +109,10 @@ class Conversation {
     while (events.next(event)) {
       if (interrupted.exchange(false)) {
         events.cancel();
+        answer.interrupted = true;
         break;
       }
+      if (event.has_accepted()) answer.prompt_tokens = event.accepted().prompt_tokens();
       if (!event.has_delta()) continue;
       const auto& delta = event.delta();
       answer.token_ids.insert(answer.token_ids.end(), delta.token_ids().begin(),
@@ -128,7 +131,7 @@ class Conversation {
       }
       if (delta.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) continue;
       answer.finish = finish_name(delta.finish_reason());
-      answer.usage = delta.usage();
+      answer.cached_tokens = delta.usage().cached_tokens();
       if (!delta.error().empty()) fail(ErrorCode::kInternal, "chat: {}", delta.error());
     }
     const auto seconds = [](auto from, auto to) {
@@ -150,28 +153,30 @@ void print_figures(const Answer& answer) {
   std::fprintf(stderr,
                "time to first token %.0f ms, then %.1f tokens/s (%d prompt tokens, %d cached, "
                "%zu generated, %s)\n",
-               answer.ttft_ms, answer.tokens_per_s, answer.usage.prompt_tokens(),
-               answer.usage.cached_tokens(), answer.token_ids.size(), answer.finish.c_str());
+               answer.ttft_ms, answer.tokens_per_s, answer.prompt_tokens, answer.cached_tokens,
+               answer.token_ids.size(), answer.finish.c_str());
 }
 
 int ask_once(Conversation& conversation, const ChatOptions& options) {
   const Answer answer = conversation.ask(options.prompt, options.json);
+  const int code = answer.finish == "aborted" && !answer.interrupted ? 1 : 0;
+  if (code != 0) std::fprintf(stderr, "\ntrireme: the server ended the answer\n");
   if (!options.json) {
     std::printf("\n");
     std::fflush(stdout);
     print_figures(answer);
-    return 0;
+    return code;
   }
   nlohmann::ordered_json json;
   json["text"] = answer.text;
   json["token_ids"] = answer.token_ids;
   json["finish_reason"] = answer.finish;
-  json["prompt_tokens"] = answer.usage.prompt_tokens();
-  json["cached_tokens"] = answer.usage.cached_tokens();
+  json["prompt_tokens"] = answer.prompt_tokens;
+  json["cached_tokens"] = answer.cached_tokens;
   json["ttft_ms"] = answer.ttft_ms;
   json["decode_tokens_per_s"] = answer.tokens_per_s;
   std::printf("%s\n", json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
-  return 0;
+  return code;
 }
 
 int converse(Conversation& conversation) {
@@ -180,7 +185,10 @@ int converse(Conversation& conversation) {
   std::string line;
   while (true) {
     if (terminal) std::fprintf(stderr, "\n> ");
-    if (!std::getline(std::cin, line)) break;
+    if (!std::getline(std::cin, line)) {
+      if (terminal) std::fprintf(stderr, "\n");
+      break;
+    }
     if (line.empty()) continue;
     const Answer answer = conversation.ask(line, false);
     std::printf("\n");
@@ -223,7 +231,10 @@ void add_chat(CLI::App& app, CommandBody& body) {
       command->add_flag("--json", options->json, "With --prompt: one JSON object on stdout");
   json->needs("--prompt");
   command->callback([options, &body] {
-    body = [options](CommandContext& context) { return chat(context, *options); };
+    // Under a launcher every rank is started; one talks.
+    body = [options](CommandContext& context) {
+      return launched_as_root_rank() ? chat(context, *options) : 0;
+    };
   });
 }
 

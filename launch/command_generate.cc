@@ -40,7 +40,11 @@ const char* to_string(FinishReason reason) {
 
 void take(const Delta& delta, Outcome& outcome) {
   outcome.text += delta.text;
-  outcome.token_ids.insert(outcome.token_ids.end(), delta.token_ids.begin(), delta.token_ids.end());
+  // An echoed prompt comes in deltas of its own, with negative indices: text, but no output.
+  if (delta.token_index >= 0) {
+    outcome.token_ids.insert(outcome.token_ids.end(), delta.token_ids.begin(),
+                             delta.token_ids.end());
+  }
   for (const auto& info : delta.logprobs) {
     auto top = nlohmann::json::array();
     for (const auto& entry : info.top) top.push_back({entry.token, entry.logprob});
@@ -69,7 +73,7 @@ Outcome run(Frontend& frontend, const GenerateOptions& options) {
     stream->wait(std::chrono::milliseconds(1000));
     while (auto delta = stream->poll()) {
       take(*delta, outcome);
-      if (!delta->token_ids.empty()) {
+      if (!delta->token_ids.empty() && delta->token_index >= 0) {
         last = Clock::now();
         if (first_count == 0) {
           first = last;
@@ -78,7 +82,8 @@ Outcome run(Frontend& frontend, const GenerateOptions& options) {
       }
       if (!options.json) {
         std::fwrite(delta->text.data(), 1, delta->text.size(), stdout);
-        std::fflush(stdout);
+        // Nobody reads on: the rest need not be computed. main() reports it.
+        if (std::fflush(stdout) != 0) return outcome;
       }
     }
   }
@@ -138,7 +143,7 @@ void add_generate(CLI::App& app, CommandBody& body) {
   add_instance_flags(*command, options->instance);
   add_prompt_flags(*command, "prompt", options->prompt);
   command->add_option("--prior-tokens", options->prior_file,
-                      "A JSON list of tokens already generated: goes on from there");
+                      "A file with a JSON list of tokens already generated: goes on from there");
   add_sampling_flags(*command, options->params);
   command->add_option("--logprobs", options->top_logprobs,
                       "With --json: log-probabilities of each token and of the k best");

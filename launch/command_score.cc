@@ -53,8 +53,18 @@ void print(const Score& score, const ScoreOptions& options) {
     std::printf("%s\n", nlohmann::json{{"logprobs", logprobs}, {"top", top}}.dump().c_str());
     return;
   }
+  if (score.positions.empty()) {
+    std::printf("nothing to score: the text is one token\n");
+    return;
+  }
+  std::printf("position     token     logprob%s\n",
+              options.top_k > 0 ? "  likeliest (token logprob)" : "");
   for (size_t i = 0; i < score.positions.size(); ++i) {
-    std::printf("%6zu  %8d  %10.5f\n", i + 1, score.positions[i].token, score.positions[i].logprob);
+    std::printf("%8zu  %8d  %10.5f", i + 1, score.positions[i].token, score.positions[i].logprob);
+    for (const auto& entry : score.positions[i].top) {
+      std::printf("  %d %.3f", entry.token, entry.logprob);
+    }
+    std::printf("\n");
   }
   const auto count = static_cast<double>(score.positions.size());
   if (count > 0)

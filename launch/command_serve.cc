@@ -119,7 +119,8 @@ void serve_root(Instance& instance, Coordinator& coordinator, SignalWatch& signa
   };
   try {
     coordinator.serve(frontend, engine, describe(instance, options.instance));
-    log::info("serving on port {}", coordinator.port());
+    const auto& listen = options.coordinator.listen;
+    log::info("serving on {}:{}", listen.substr(0, listen.rfind(':')), coordinator.port());
     signals.arm([&] {
       log::info("ending: live requests have {:.1f} s", options.grace_s);
       coordinator.shutdown(grace);

@@ -64,7 +64,7 @@ void add_prompt_flags(CLI::App& command, const std::string& text_flag, PromptFla
   group->add_option("--" + text_flag + "-file", prompt.text_file,
                     "The text from a file (-: stdin)");
   group->add_option("--tokens", prompt.token_file,
-                    "A JSON list of token ids in place of text (-: stdin)");
+                    "A file with a JSON list of token ids in place of text (-: stdin)");
   group->require_option(1);
 }
 

@@ -1,8 +1,10 @@
 // trireme: one program, one subcommand for each thing a user does.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "base/error.h"
 #include "launch/command.h"
@@ -39,6 +41,17 @@ int main(int argc, char** argv) {
   add_tokenize(app, body);
   add_bench(app, body);
 
+  // CLI11 would only say that a subcommand is required.
+  const bool named = argc > 1 && argv[1][0] != '-';
+  const auto all = app.get_subcommands([](CLI::App*) { return true; });
+  if (named && std::none_of(all.begin(), all.end(),
+                            [&](CLI::App* command) { return command->check_name(argv[1]); })) {
+    if (launched_as_root_rank()) {
+      std::fprintf(stderr, "trireme: unknown subcommand '%s'\nRun trireme --help for usage.\n",
+                   argv[1]);
+    }
+    return 2;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& done) {  // --help, --version
@@ -48,7 +61,8 @@ int main(int argc, char** argv) {
     return report_errors([&]() -> int { throw error; });
   } catch (const CLI::ParseError& error) {
     if (launched_as_root_rank()) {
-      std::fprintf(stderr, "trireme: %s\nRun trireme --help for usage.\n", error.what());
+      std::fprintf(stderr, "trireme: %s\nRun trireme %s--help for usage.\n", error.what(),
+                   named ? (std::string(argv[1]) + " ").c_str() : "");
     }
     return 2;
   }

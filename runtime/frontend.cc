@@ -120,7 +120,8 @@ std::shared_ptr<RequestRecord> Frontend::State::make_record(const GenerateParams
   record.request_id = params.request_id.empty()
                           ? fmt::format("{:016x}{:016x}", random_u64(), random_u64())
                           : params.request_id;
-  record.seed = params.seed_given ? params.sampling.seed : random_u64();
+  // 53 bits: a JSON reader that keeps numbers as doubles must be able to send it back.
+  record.seed = params.seed_given ? params.sampling.seed : random_u64() >> 11;
   record.outputs = params.n;
   record.prompt_tokens = static_cast<int32_t>(prompt.size());
   record.echo = params.echo;

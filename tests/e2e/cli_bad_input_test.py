@@ -45,6 +45,7 @@ class BadInput(unittest.TestCase):
             done = call(*arguments)
             self.assertEqual(done.returncode, 2)
             self.assertEqual(done.stdout, b"")
+        self.assertIn(b"unknown subcommand 'genrate'", call("genrate").stderr)
         self.assertEqual(call("--help").returncode, 0)
         self.assertEqual(call("--version").returncode, 0)
 

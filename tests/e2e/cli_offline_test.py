@@ -1,6 +1,7 @@
 """generate, score, tokenize, detokenize and bench: the contract that scripts rely on."""
 import json
 import math
+import re
 import subprocess
 import tempfile
 import unittest
@@ -118,6 +119,11 @@ class Generate(unittest.TestCase):
         # More than 2 operations for each of the model's weights (all but norms) and token.
         self.assertGreater(prefill["flops_per_s"] / prefill["value"], 2 * 4 * 48 * 112)
 
+    def test_echo_is_text_and_no_output(self):
+        prompt = self.expected["prompts"][2]
+        answer = self.generate(prompt, "--max-tokens", 6, "--echo")
+        self.assertEqual(answer["token_ids"], prompt["greedy"][:6])
+
     def test_a_result_that_cannot_be_written_is_an_error(self):
         tokens = token_file(self.folder.name, [1, 2, 3])
         with open("/dev/full", "wb") as full:
@@ -152,6 +158,16 @@ class RealModel(unittest.TestCase):
                                    ranks=2)["token_ids"], ids)  # one object, not one a rank
         plain = call("tokenize", "--model", SMOLLM2, stdin=text.encode())
         self.assertEqual([int(line) for line in plain.stdout.split()], ids)
+
+    def test_a_closed_pipe_ends_the_work(self):
+        line = command(["generate", "--model", SMOLLM2, "--prompt", "Once upon a time",
+                        "--ignore-eos", "--max-tokens", 4000])
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdout.read(10)
+            process.stdout.close()
+            said = process.stderr.read().decode()
+            self.assertEqual(process.wait(60), 1)
+        self.assertLess(int(re.search(r"prompt \+ (\d+) tokens", said)[1]), 2000, said)
 
     def test_logs_stay_off_stdout(self):
         done = call("--log-level", "debug", "generate", "--model", SMOLLM2, "--prompt", "Hello",
