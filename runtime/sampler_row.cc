@@ -16,7 +16,7 @@ constexpr float kLargest = std::numeric_limits<float>::max();
 // e^x for x <= 0, relative error below 2e-7; plain operations only, so that a loop over it is
 // vectorized and gives the same bits everywhere. x = n ln2 + r, Taylor series of degree 7 in r.
 inline float exp_nonpositive(float x) {
-  x = x < -87.0f ? -87.0f : x;
+  x = x > -87.0f ? x : -87.0f;  // NaN too: -inf less -inf, where no token is left, has no mass
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float n = (x * 1.44269504f + kRound) - kRound;
   const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
