@@ -12,7 +12,11 @@ import sys
 import uuid
 from pathlib import Path
 
-import grpc
+try:
+    import grpc
+    import grpc_tools  # noqa: F401  makes the stubs
+except ImportError:
+    sys.exit("generate.py needs two packages: pip install grpcio grpcio-tools")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "proto"))
 messages, services = grpc.protos_and_services("trireme/v1/trireme.proto")

@@ -1,6 +1,7 @@
 """clients/python/generate.py against a server: the text of `trireme generate`, errors, stops.
 
-Needs grpcio and grpcio-tools, and TRIREME_SMOLLM2; without them the test is skipped (exit 77).
+Needs grpcio, grpcio-tools of 1.32 or later (Debian 12's is older) and TRIREME_SMOLLM2; without them
+the test is skipped (exit 77).
 """
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from program import ROOT, SMOLLM2, Server, call_json
 
 try:
     import grpc  # noqa: F401
-    import grpc_tools  # noqa: F401
+    from grpc_tools.protoc import _protos_and_services  # noqa: F401  what generate.py rests on
 except ImportError as error:
     print(f"skipped: {error}")
     sys.exit(77)
