@@ -76,20 +76,19 @@ RunTimes run_batch(Frontend& frontend, const Instance& instance, const BenchMode
       if (streams[i]->ended()) continue;
       streams[i]->wait(std::chrono::milliseconds(streams.size() == 1 ? 1000 : 1));
       while (auto delta = streams[i]->poll()) {
-        if (counts[i] == 0 && !delta->token_ids.empty() && ++started == streams.size()) {
-          times.all_started = Clock::now();
-        }
-        counts[i] += static_cast<int64_t>(delta->token_ids.size());
+        const auto tokens_now = static_cast<int64_t>(delta->token_ids.size());
         if (started == streams.size()) {
-          times.tokens_after_start += static_cast<int64_t>(delta->token_ids.size());
+          times.tokens_after_start += tokens_now;
+        } else if (counts[i] == 0 && tokens_now > 0 && ++started == streams.size()) {
+          times.all_started = Clock::now();  // what came with this delta came before
         }
+        counts[i] += tokens_now;
         if (delta->finish == FinishReason::kError) fail(ErrorCode::kInternal, "{}", delta->error);
       }
       if (streams[i]->ended()) ++ended;
     }
   }
   times.end = Clock::now();
-  times.tokens_after_start -= 1;  // the token that started the clock
   return times;
 }
 
@@ -118,6 +117,10 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
     for (int i = 0; i <= options.repeats; ++i) {
       const auto times = run_batch(frontend, session.instance(), options, options.tokens,
                                    static_cast<uint64_t>(i + 1));
+      if (times.tokens_after_start == 0) {
+        fail(ErrorCode::kInvalidArgument, "--tokens: {} come too fast to be timed; ask for more",
+             options.tokens);
+      }
       const double rate = static_cast<double>(times.tokens_after_start) /
                           seconds_between(times.all_started, times.end);
       if (i > 0) rates.push_back(rate);  // the first run warms up

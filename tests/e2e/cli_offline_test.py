@@ -106,7 +106,7 @@ class Generate(unittest.TestCase):
             self.assertAlmostEqual(sum(math.exp(p) for _, p in best), 1.0, delta=1e-4)
 
     def test_bench_prints_ratios_to_measured_limits(self):
-        decode = call_json("bench", "decode", "--model", self.model, "--tokens", 16, "--repeats", 1)
+        decode = call_json("bench", "decode", "--model", self.model, "--tokens", 100, "--repeats", 1)
         self.assertAlmostEqual(decode["ratio"], decode["bytes_per_s"] / decode["read_bandwidth"],
                                delta=1e-6)
         self.assertTrue(0 < decode["ratio"] < 1.5, decode)
