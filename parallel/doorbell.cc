@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstring>
 #include <random>
+#include <thread>
 
 #include "base/error.h"
 #include "parallel/host_id.h"
@@ -50,6 +52,8 @@ class NoDoorbell final : public Doorbell {
   void sleep() override {}
 };
 
+constexpr std::chrono::microseconds kStepAside{50};
+
 class Ringer final : public Doorbell {
  public:
   explicit Ringer(std::vector<Socket> sockets) : sockets_(std::move(sockets)) {}
@@ -60,6 +64,9 @@ class Ringer final : public Doorbell {
         fail(ErrorCode::kUnavailable, "doorbell: rank {} is gone", rank);
       }
     }
+    // A wakened rank is often put on the ringer's own core, where it would wait milliseconds for the
+    // ringer, busy from now on, to use up its time slice. Stepping aside lets it go first.
+    std::this_thread::sleep_for(kStepAside);
   }
   void sleep() override { fail(ErrorCode::kInternal, "doorbell: rank 0 rings, it does not sleep"); }
 
