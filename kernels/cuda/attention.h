@@ -1,0 +1,115 @@
+// Paged attention on the GPU. Queries are bf16 [tokens, q_heads * head_dim]; positions and block
+// tables come from the device batch; sums and softmax are float32.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/cuda/device_batch.h"
+
+namespace trireme::cuda {
+
+// What happens to q and k before they are used: optional RMSNorm per head (Qwen3), then rotary
+// embedding in the half-split convention on the leading rotary_dim dimensions.
+struct HeadPrepare {
+  const float* q_norm = nullptr;  // [head_dim], device; null: none
+  const float* k_norm = nullptr;  // [head_dim]
+  float norm_eps = 0.0f;
+  const float* inv_freq = nullptr;  // [rotary_dim / 2], device
+  int rotary_dim = 0;
+  float magnitude = 1.0f;
+};
+
+// One part of one decode row's context, made on the host by plan_decode().
+struct DecodeItem {
+  int32_t row = 0;
+  int32_t begin = 0;  // positions [begin, end) of the context; the newest token's is end - 1 of the
+  int32_t end = 0;    //   last part
+  int32_t part = 0;   // of `parts`; parts of a row are consecutive items
+  int32_t parts = 0;
+};
+
+struct DecodeAttention {
+  // q, k, v of the new tokens as the QKV product left them: columns of one or of several matrices.
+  const void* q = nullptr;  // bf16 [tokens, q_heads * head_dim], row stride q_stride elements
+  const void* k = nullptr;  // bf16 [tokens, kv_heads * head_dim], row stride kv_stride
+  const void* v = nullptr;
+  int64_t q_stride = 0;
+  int64_t kv_stride = 0;
+  HeadPrepare prepare;
+  int q_heads = 0;  // a multiple of kv.kv_heads
+  float scale = 0.0f;
+  float softcap = 0.0f;  // 0: off
+  const DeviceRow* rows = nullptr;
+  DeviceTables tables;
+  DeviceKv kv;
+  const DecodeItem* items = nullptr;    // device
+  const int32_t* item_count = nullptr;  // device: how many of them
+  int32_t max_items = 0;                // the launch does not depend on *item_count
+  void* workspace = nullptr;            // decode_workspace_bytes(), zeroed once at allocation
+  void* out = nullptr;                  // bf16 [tokens, q_heads * head_dim], contiguous
+};
+
+// Splits the rows' contexts into parts of about equal work so that all multiprocessors are busy.
+// rows[i].count must be 1; `window` as in AttentionParams. At most `max_items` items, and always
+// enough room for one a row (max_items >= rows).
+void plan_decode(std::span<const DeviceRow> rows, int window, int block_size, int kv_heads,
+                 int multiprocessors, int32_t max_items, std::vector<DecodeItem>& items);
+
+size_t decode_workspace_bytes(int32_t max_items, int q_heads, int head_dim);
+
+// Whether the kernels below are built for this head size, with so many query heads per KV head.
+bool decode_attention_supports(int head_dim, int group);
+bool prefill_attention_supports(int head_dim, int block_size);
+
+// Norm and rope on q and k, KV write and attention of decode rows, in one launch (grid fixed by
+// max_items and kv_heads). Replayable in a graph. Launched with programmatic dependent launch.
+void launch_decode_attention(const DecodeAttention& args, cudaStream_t stream);
+
+// Norm and rope on q (in place) and k, and the KV write, for tokens of any rows.
+struct PrepareQkv {
+  void* q = nullptr;  // bf16, in and out
+  const void* k = nullptr;
+  const void* v = nullptr;
+  int64_t q_stride = 0;
+  int64_t kv_stride = 0;
+  HeadPrepare prepare;
+  int q_heads = 0;
+  const DeviceRow* rows = nullptr;
+  const int32_t* token_rows = nullptr;  // [tokens]: the row of each token; -1: padding, skipped
+  int32_t tokens = 0;
+  DeviceTables tables;
+  DeviceKv kv;
+};
+void launch_prepare_qkv(const PrepareQkv& args, cudaStream_t stream);
+
+// A tile of queries of one row, made on the host by plan_prefill(): heavy tiles first.
+struct PrefillTile {
+  int32_t row = 0;
+  int32_t begin = 0;  // first token of the tile within its row
+};
+
+struct PrefillAttention {
+  const void* q = nullptr;  // bf16, after launch_prepare_qkv
+  int64_t q_stride = 0;
+  int q_heads = 0;
+  float scale = 0.0f;
+  float softcap = 0.0f;
+  int window = 0;
+  const DeviceRow* rows = nullptr;
+  DeviceTables tables;
+  DeviceKv kv;                         // holds the new tokens too
+  const PrefillTile* tiles = nullptr;  // device
+  int32_t tile_count = 0;              // known on the host: prefill is not captured
+  void* out = nullptr;                 // bf16 [tokens, q_heads * head_dim], contiguous
+};
+
+void plan_prefill(std::span<const DeviceRow> rows, int head_dim, std::vector<PrefillTile>& tiles);
+
+// Causal attention of rows of any count over the paged KV, on tensor cores.
+void launch_prefill_attention(const PrefillAttention& args, cudaStream_t stream);
+
+}  // namespace trireme::cuda
