@@ -1,0 +1,167 @@
+// Prefill attention: TFLOP/s of the causal products (half of the full square), median of single
+// launches on a warm chip. One line a case: name, milliseconds, TFLOP/s. cuda_prefill_bench.py runs
+// it beside PyTorch's SDPA and writes the ratios.
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/prefill_attention.cuh"
+
+namespace trireme::cuda {
+namespace {
+
+using Launch = void (*)(const PrefillAttention&, cudaStream_t);
+
+struct Shape {
+  int rows, position, tokens, head_dim, block_size;
+};
+
+__global__ void fill_random(uint16_t* data, size_t count, uint32_t seed) {
+  for (size_t i = blockIdx.x * size_t{blockDim.x} + threadIdx.x; i < count;
+       i += size_t{gridDim.x} * blockDim.x) {
+    uint32_t x = static_cast<uint32_t>(i) * 2654435761u ^ seed;
+    float sum = -2.0f;  // of four uniform numbers: about normal
+    for (int j = 0; j < 4; ++j) {
+      x ^= x << 13, x ^= x >> 17, x ^= x << 5;
+      sum += static_cast<float>(x) * 0x1p-32f;
+    }
+    data[i] = static_cast<uint16_t>(__float_as_uint(sum * 1.7320508f) >> 16);
+  }
+}
+
+template <class T>
+T* allocate(size_t count) {
+  T* data = nullptr;
+  TRIREME_CUDA(cudaMalloc(&data, count * sizeof(T)));
+  return data;
+}
+template <class T>
+T* upload(const std::vector<T>& host) {
+  T* data = allocate<T>(host.size());
+  TRIREME_CUDA(cudaMemcpy(data, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+  return data;
+}
+uint16_t* random_values(size_t count, uint32_t seed) {
+  auto* data = allocate<uint16_t>(count);
+  fill_random<<<1024, 256>>>(data, count, seed);
+  TRIREME_CUDA(cudaGetLastError());
+  return data;
+}
+
+float median_ms(Launch launch, const PrefillAttention& args) {
+  constexpr int kWarm = 3;
+  constexpr int kTimed = 21;
+  std::vector<cudaEvent_t> events(kTimed + 1);
+  for (cudaEvent_t& event : events) TRIREME_CUDA(cudaEventCreate(&event));
+  for (int i = 0; i < kWarm; ++i) launch(args, nullptr);
+  TRIREME_CUDA(cudaEventRecord(events[0]));
+  for (int i = 0; i < kTimed; ++i) {
+    launch(args, nullptr);
+    TRIREME_CUDA(cudaEventRecord(events[i + 1]));
+  }
+  TRIREME_CUDA(cudaDeviceSynchronize());
+  std::vector<float> ms(kTimed);
+  for (int i = 0; i < kTimed; ++i) {
+    TRIREME_CUDA(cudaEventElapsedTime(&ms[i], events[i], events[i + 1]));
+  }
+  for (cudaEvent_t event : events) TRIREME_CUDA(cudaEventDestroy(event));
+  std::nth_element(ms.begin(), ms.begin() + kTimed / 2, ms.end());
+  return ms[kTimed / 2];
+}
+
+void bench(const Shape& shape, const char* only) {
+  constexpr int kQHeads = 32;
+  constexpr int kKvHeads = 8;
+  const int length = shape.position + shape.tokens;
+  const int entries = (length + shape.block_size - 1) / shape.block_size;
+  std::vector<DeviceRow> rows;
+  std::vector<int32_t> starts;
+  std::vector<int32_t> table(static_cast<size_t>(entries) * shape.rows);
+  std::iota(table.begin(), table.end(), 0);
+  std::mt19937 random(7);
+  std::shuffle(table.begin(), table.end(), random);
+  for (int i = 0; i < shape.rows; ++i) {
+    rows.push_back(
+        {.token_begin = i * shape.tokens, .count = shape.tokens, .position = shape.position});
+    starts.push_back(i * entries);
+  }
+  std::vector<PrefillTile> tiles;
+  plan_prefill(rows, shape.head_dim, tiles);
+  const size_t tokens = static_cast<size_t>(shape.rows) * shape.tokens;
+  const size_t cache = table.size() * kKvHeads * shape.block_size * shape.head_dim;
+  auto* q = random_values(tokens * kQHeads * shape.head_dim, 1);
+  auto* k = random_values(cache, 2);
+  auto* v = random_values(cache, 3);
+  auto* out = allocate<uint16_t>(tokens * kQHeads * shape.head_dim);
+  auto* device_rows = upload(rows);
+  auto* device_table = upload(table);
+  auto* device_starts = upload(starts);
+  auto* device_tiles = upload(tiles);
+
+  PrefillAttention args;
+  args.q = q;
+  args.q_stride = kQHeads * shape.head_dim;
+  args.q_heads = kQHeads;
+  args.scale = shape.head_dim == 128 ? 0.08838834764f : 0.125f;
+  args.rows = device_rows;
+  args.tables = {.blocks = device_table, .table_begin = device_starts};
+  args.kv = {.k = k,
+             .v = v,
+             .blocks = static_cast<int64_t>(table.size()),
+             .kv_heads = kKvHeads,
+             .head_dim = shape.head_dim,
+             .block_size = shape.block_size};
+  args.tiles = device_tiles;
+  args.tile_count = static_cast<int32_t>(tiles.size());
+  args.out = out;
+
+  const double pairs = shape.rows * (static_cast<double>(shape.position) * shape.tokens +
+                                     0.5 * shape.tokens * shape.tokens);
+  const double flops = 4.0 * pairs * shape.head_dim * kQHeads;
+  const auto report = [&](const char* kernel, Launch launch) {
+    if (only != nullptr && std::strcmp(only, kernel) != 0) return;
+    const float ms = median_ms(launch, args);
+    std::printf("prefill_%s_d%d_b%d_rows%d_pos%d_tokens%d %.5f %.1f\n", kernel, shape.head_dim,
+                shape.block_size, shape.rows, shape.position, shape.tokens, ms, flops / ms * 1e-9);
+    std::fflush(stdout);
+  };
+  if (prefill_hopper_supports(args)) report("hopper", launch_prefill_hopper);
+  report("mma", launch_prefill_mma);
+  for (void* data :
+       {static_cast<void*>(q), static_cast<void*>(k), static_cast<void*>(v),
+        static_cast<void*>(out), static_cast<void*>(device_rows), static_cast<void*>(device_table),
+        static_cast<void*>(device_starts), static_cast<void*>(device_tiles)}) {
+    TRIREME_CUDA(cudaFree(data));
+  }
+}
+
+int run(const char* only) {
+  for (const int dims : {128, 64}) {
+    for (const int tokens : {1024, 4096, 16384}) bench({1, 0, tokens, dims, 64}, only);
+  }
+  bench({1, 0, 4096, 128, 16}, only);
+  bench({1, 0, 16384, 128, 32}, only);
+  bench({16, 0, 1024, 128, 64}, only);     // many prompts
+  bench({1, 14336, 2048, 128, 64}, only);  // a chunk late in a long prompt
+  return 0;
+}
+
+}  // namespace
+}  // namespace trireme::cuda
+
+int main(int argc, char** argv) {
+  try {
+    return trireme::cuda::run(argc > 1 ? argv[1] : nullptr);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "%s\n", e.what());
+    return 1;
+  }
+}

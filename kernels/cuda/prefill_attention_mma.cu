@@ -1,0 +1,351 @@
+// Prefill attention on mma.sync: online softmax over tiles of the paged KV, gathered row by row
+// with cp.async, so that any block size and head size will do. A warp holds 16 queries; logits and
+// the output stay in its registers. Algorithm: FlashAttention-2 (Dao, 2023, arXiv:2307.08691).
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/prefill_attention.cuh"
+
+namespace trireme::cuda {
+namespace {
+
+constexpr float kLog2E = 1.4426950408889634f;
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// 16 bytes from global to shared memory; zeros if not `valid`.
+__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+}
+
+__device__ __forceinline__ void load_matrix(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void load_matrix_transposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                             uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+      "{%8,%9}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+__device__ __forceinline__ float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// softcap * tanh(s / softcap) * log2(e), from s / softcap * 2 log2(e).
+__device__ __forceinline__ float capped(float doubled, float cap) {
+  return cap - __fdividef(2.0f * cap, power_of_two(doubled) + 1.0f);
+}
+
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+// kDim: the head size rounded up; kRows queries and kCols keys a tile.
+template <int kDim_, int kRows_, int kCols_>
+struct Shape {
+  static constexpr int kDim = kDim_;
+  static constexpr int kRows = kRows_;
+  static constexpr int kCols = kCols_;
+  static constexpr int kWarps = kRows / 16;
+  static constexpr int kThreads = kWarps * 32;
+  static constexpr int kRowBytes = kDim * 2;
+  static constexpr int kStageBytes = kCols * kRowBytes;  // of K or of V
+  static constexpr int kSharedBytes = kRows * kRowBytes + 4 * kStageBytes;
+  static constexpr bool kQueriesInRegisters = kDim <= 128;
+  static_assert(kPrefillTileRows % kRows == 0 && kCols % 16 == 0 && kDim % 64 == 0);
+};
+
+// Byte offset of 16-byte chunk `chunk` of row `row`: chunks are permuted so that eight rows of one
+// column fall into different banks.
+template <class S>
+__device__ __forceinline__ uint32_t tile_offset(int row, int chunk) {
+  return row * S::kRowBytes + ((chunk ^ (row & 7)) << 4);
+}
+
+// Positions [base, base + kCols) of one KV head into shared memory; zeros from `end` on and in the
+// padding of the head.
+template <class S>
+__device__ __forceinline__ void load_keys_values(const PrefillAttention& args, const int32_t* table,
+                                                 int kv_head, int base, int end, uint32_t k_to,
+                                                 uint32_t v_to) {
+  constexpr int kChunks = S::kDim / 8;
+  const auto* k = static_cast<const __nv_bfloat16*>(args.kv.k);
+  const auto* v = static_cast<const __nv_bfloat16*>(args.kv.v);
+  const unsigned block_size = args.kv.block_size;
+  for (int i = threadIdx.x; i < S::kCols * kChunks; i += S::kThreads) {
+    const int row = i / kChunks;
+    const int chunk = i % kChunks;
+    const bool valid = base + row < end && chunk * 8 < args.kv.head_dim;
+    int64_t from = 0;
+    if (valid) {
+      const unsigned position = base + row;
+      const unsigned entry = position / block_size;
+      const int64_t block = table[entry];
+      from = ((block * args.kv.kv_heads + kv_head) * block_size + (position - entry * block_size)) *
+                 args.kv.head_dim +
+             chunk * 8;
+    }
+    const uint32_t offset = tile_offset<S>(row, chunk);
+    copy_async(k_to + offset, k + from, valid);
+    copy_async(v_to + offset, v + from, valid);
+  }
+}
+
+template <class S>
+__device__ __forceinline__ void load_queries(const PrefillAttention& args, int64_t first_token,
+                                             int count, int head, uint32_t to) {
+  constexpr int kChunks = S::kDim / 8;
+  const auto* q = static_cast<const __nv_bfloat16*>(args.q);
+  for (int i = threadIdx.x; i < S::kRows * kChunks; i += S::kThreads) {
+    const int row = i / kChunks;
+    const int chunk = i % kChunks;
+    const bool valid = row < count && chunk * 8 < args.kv.head_dim;
+    const int64_t from =
+        (first_token + row) * args.q_stride + int64_t{head} * args.kv.head_dim + chunk * 8;
+    copy_async(to + tile_offset<S>(row, chunk), q + (valid ? from : 0), valid);
+  }
+}
+
+// Addresses for ldmatrix of one 16 x 16 block: lanes 0-7 the first 8 x 8 matrix's rows, and so on.
+// Rows run first over the block (queries: rows then columns; V: tokens then dimensions).
+template <class S>
+__device__ __forceinline__ uint32_t rows_first(uint32_t tile, int row, int chunk, int lane) {
+  return tile + tile_offset<S>(row + (lane & 15), chunk + (lane >> 4));
+}
+template <class S>
+__device__ __forceinline__ uint32_t columns_first(uint32_t tile, int row, int chunk, int lane) {
+  return tile + tile_offset<S>(row + (lane & 7) + ((lane >> 4) << 3), chunk + ((lane >> 3) & 1));
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, 1)
+    prefill_mma_kernel(const __grid_constant__ PrefillAttention args) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  constexpr int kSplits = kPrefillTileRows / S::kRows;
+  constexpr int kColBlocks = S::kCols / 8;
+  constexpr int kDimBlocks = S::kDim / 8;
+
+  const int head = blockIdx.x % args.q_heads;
+  const int item = blockIdx.x / args.q_heads;
+  const PrefillTile tile = args.tiles[item / kSplits];
+  const DeviceRow row = args.rows[tile.row];
+  const int begin = tile.begin + item % kSplits * S::kRows;
+  if (begin >= row.count) return;
+  const int count = min(S::kRows, row.count - begin);
+  const int first = row.position + begin;  // position of the first query
+  const int kv_end = first + count;
+  const int kv_begin = args.window > 0 ? max(0, first - args.window + 1) : 0;
+  const int kv_tiles = (kv_end - kv_begin + S::kCols - 1) / S::kCols;
+  const int kv_head = head / (args.q_heads / args.kv.kv_heads);
+  const int32_t* table = args.tables.blocks + args.tables.table_begin[tile.row];
+  const int64_t first_token = int64_t{row.token_begin} + begin;
+
+  const int lane = threadIdx.x % 32;
+  const int warp_row = threadIdx.x / 32 * 16;
+  const uint32_t q_tile = shared_address(shared);
+  const uint32_t k_tile = q_tile + S::kRows * S::kRowBytes;
+  const uint32_t v_tile = k_tile + 2 * S::kStageBytes;
+
+  load_queries<S>(args, first_token, count, head, q_tile);
+  load_keys_values<S>(args, table, kv_head, kv_begin, kv_end, k_tile, v_tile);
+  commit_copies();
+
+  const int dims = args.kv.head_dim;
+  const bool capping = args.softcap > 0.0f;
+  const float scale = capping ? 2.0f * kLog2E * args.scale / args.softcap : args.scale * kLog2E;
+  const float cap = args.softcap * kLog2E;
+  // Positions of this lane's two queries, eight apart.
+  const int query = first + warp_row + lane / 4;
+
+  uint32_t q_fragments[S::kQueriesInRegisters ? S::kDim / 16 : 1][4];
+  float out[kDimBlocks][4] = {};
+  float largest[2] = {-INFINITY, -INFINITY};
+  float total[2] = {0.0f, 0.0f};  // over this lane's columns
+
+  for (int j = 0; j < kv_tiles; ++j) {
+    const int base = kv_begin + j * S::kCols;
+    const uint32_t stage = (j & 1) * S::kStageBytes;
+    wait_copies<0>();
+    __syncthreads();  // tile j is here, and all warps are done with tile j - 1
+    if (j + 1 < kv_tiles) {
+      const uint32_t next = S::kStageBytes - stage;
+      load_keys_values<S>(args, table, kv_head, base + S::kCols, kv_end, k_tile + next,
+                          v_tile + next);
+      commit_copies();
+    }
+    if constexpr (S::kQueriesInRegisters) {
+      if (j == 0) {
+#pragma unroll
+        for (int d = 0; d < S::kDim / 16; ++d) {
+          load_matrix(q_fragments[d], rows_first<S>(q_tile, warp_row, d * 2, lane));
+        }
+      }
+    }
+
+    float logits[kColBlocks][4] = {};
+#pragma unroll
+    for (int d = 0; d < S::kDim / 16; ++d) {
+      if (d * 16 >= dims) break;
+      uint32_t* q = q_fragments[S::kQueriesInRegisters ? d : 0];
+      uint32_t a[4];
+      if constexpr (!S::kQueriesInRegisters) {
+        load_matrix(a, rows_first<S>(q_tile, warp_row, d * 2, lane));
+      } else {
+        a[0] = q[0], a[1] = q[1], a[2] = q[2], a[3] = q[3];
+      }
+#pragma unroll
+      for (int n = 0; n < kColBlocks; n += 2) {
+        uint32_t b[4];
+        load_matrix(b, columns_first<S>(k_tile + stage, n * 8, d * 2, lane));
+        multiply_add(logits[n], a, b[0], b[1]);
+        multiply_add(logits[n + 1], a, b[2], b[3]);
+      }
+    }
+
+#pragma unroll
+    for (int n = 0; n < kColBlocks; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        logits[n][e] *= scale;
+        if (capping) logits[n][e] = capped(logits[n][e], cap);
+      }
+    }
+    const bool edge = base + S::kCols > first + warp_row + 1 ||
+                      (args.window > 0 && base <= first + warp_row + 15 - args.window);
+    if (edge) {
+#pragma unroll
+      for (int n = 0; n < kColBlocks; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int position = base + n * 8 + lane % 4 * 2 + (e & 1);
+          const int at = query + (e >> 1) * 8;
+          const bool seen = position <= at && position < kv_end &&
+                            (args.window <= 0 || position > at - args.window);
+          if (!seen) logits[n][e] = -INFINITY;
+        }
+      }
+    }
+
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float tile_largest = largest[half];
+#pragma unroll
+      for (int n = 0; n < kColBlocks; ++n) {
+        tile_largest = fmaxf(tile_largest, fmaxf(logits[n][2 * half], logits[n][2 * half + 1]));
+      }
+      tile_largest = quad_max(tile_largest);
+      // A query that has seen nothing yet keeps zeros without making NaNs.
+      const float anchor = tile_largest == -INFINITY ? 0.0f : tile_largest;
+      const float correction = power_of_two(largest[half] - anchor);
+      largest[half] = tile_largest;
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kColBlocks; ++n) {
+#pragma unroll
+        for (int e = 2 * half; e < 2 * half + 2; ++e) {
+          logits[n][e] = power_of_two(logits[n][e] - anchor);
+          sum += logits[n][e];
+        }
+      }
+      total[half] = total[half] * correction + sum;
+#pragma unroll
+      for (int d = 0; d < kDimBlocks; ++d) {
+        out[d][2 * half] *= correction;
+        out[d][2 * half + 1] *= correction;
+      }
+    }
+
+#pragma unroll
+    for (int n = 0; n < kColBlocks; n += 2) {
+      const uint32_t a[4] = {pack(logits[n][0], logits[n][1]), pack(logits[n][2], logits[n][3]),
+                             pack(logits[n + 1][0], logits[n + 1][1]),
+                             pack(logits[n + 1][2], logits[n + 1][3])};
+#pragma unroll
+      for (int d = 0; d < kDimBlocks; d += 2) {
+        if (d * 8 >= dims) break;
+        uint32_t b[4];
+        load_matrix_transposed(b, rows_first<S>(v_tile + stage, n * 8, d, lane));
+        multiply_add(out[d], a, b[0], b[1]);
+        multiply_add(out[d + 1], a, b[2], b[3]);
+      }
+    }
+  }
+
+  auto* to = static_cast<__nv_bfloat16*>(args.out);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int at = warp_row + lane / 4 + half * 8;
+    const float sum = quad_sum(total[half]);
+    const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
+    if (at >= count) continue;
+    const int64_t offset = ((first_token + at) * args.q_heads + head) * int64_t{dims};
+#pragma unroll
+    for (int d = 0; d < kDimBlocks; ++d) {
+      const int column = d * 8 + lane % 4 * 2;
+      if (column >= dims) continue;
+      *reinterpret_cast<uint32_t*>(to + offset + column) =
+          pack(out[d][2 * half] * inverse, out[d][2 * half + 1] * inverse);
+    }
+  }
+}
+
+template <class S>
+void launch(const PrefillAttention& args, cudaStream_t stream) {
+  TRIREME_CUDA(cudaFuncSetAttribute(prefill_mma_kernel<S>,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, S::kSharedBytes));
+  const unsigned items = static_cast<unsigned>(args.tile_count) * (kPrefillTileRows / S::kRows);
+  prefill_mma_kernel<S>
+      <<<items* static_cast<unsigned>(args.q_heads), S::kThreads, S::kSharedBytes, stream>>>(args);
+  TRIREME_CUDA(cudaGetLastError());
+}
+
+}  // namespace
+
+void launch_prefill_mma(const PrefillAttention& args, cudaStream_t stream) {
+  if (args.kv.head_dim <= 64) {
+    launch<Shape<64, 128, 64>>(args, stream);
+  } else if (args.kv.head_dim <= 128) {
+    launch<Shape<128, 128, 64>>(args, stream);
+  } else {
+    launch<Shape<256, 64, 32>>(args, stream);
+  }
+}
+
+}  // namespace trireme::cuda
