@@ -1,0 +1,259 @@
+// The skinny product: y[tokens <= 16, rows] = x W^T, bound by reading W once.
+//
+// A block owns 8 * kGroups weight rows; its warps share out the columns in chunks of 64, chunk i to
+// warp i % kWarps, and their sums are added in warp order at the end. Each lane copies its own
+// pieces of the weights asynchronously into its own slots of shared memory, kDepth chunks ahead,
+// so that no barrier stands between the copies and their use. The products run on tensor cores
+// (m16n8k16) with the tokens on the 16-wide side and 8 weight rows on the other. Within a chunk the
+// columns are taken in an order in which a lane's fragment is 16 consecutive bytes, the same for
+// weights and activations: lane 4g + t holds columns 8t .. 8t + 7 of each half chunk, of row g.
+//
+// The sum over columns of one (token, row) runs in an order that depends on kWarps and cols only:
+// neither on the other tokens, nor on their number, nor on kGroups and kDepth.
+//
+// With the norm, x is float32 and bf16(x * norm) is multiplied; the sum of squares is gathered on
+// the way, and 1 / rms is applied to the sums.
+#pragma once
+
+#include <type_traits>
+
+#include "kernels/cuda/gemm.h"
+#include "kernels/cuda/skinny_ptx.cuh"
+
+namespace trireme::cuda {
+
+struct SkinnyArgs {
+  Gemm gemm;
+  int64_t out_rows = 0;  // rows, or rows / 2 where gate and up are combined
+};
+
+inline constexpr int kChunk = 64;                  // columns
+inline constexpr int kPartialStride = 16 * 8 + 8;  // floats: 16 tokens x 8 rows, and a pad
+inline constexpr int kSlotBytes = 2 * 32 * 16;     // a chunk of 8 rows
+
+template <int kWarps, int kGroups, int kDepth>
+constexpr int skinny_shared_bytes() {
+  return kWarps * kGroups * kDepth * kSlotBytes + kWarps * 16 * int{sizeof(float)};
+}
+
+// A lane's activations of one chunk: [half chunk][token g or g + 8].
+template <bool kMany>
+struct PlainActivations {
+  static constexpr int kTiles = kMany ? 2 : 1;
+  uint4 value[2][kTiles];
+
+  __device__ void load(const Gemm& gemm, int64_t column, int token) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const int row = token + 8 * tile;
+        const int64_t at = column + 32 * half;
+        value[half][tile] = make_uint4(0, 0, 0, 0);
+        if (row < gemm.tokens && at < gemm.cols) {
+          value[half][tile] = *reinterpret_cast<const uint4*>(
+              static_cast<const __nv_bfloat16*>(gemm.x) + row * gemm.x_stride + at);
+        }
+      }
+    }
+  }
+  __device__ uint4 fragment(int half, int tile, float&) const { return value[half][tile]; }
+};
+
+template <bool kMany>
+struct NormedActivations {
+  static constexpr int kTiles = kMany ? 2 : 1;
+  float4 value[2][kTiles][2];
+  float4 norm[2][2];
+
+  __device__ void load(const Gemm& gemm, int64_t column, int token) {
+    const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = column + 32 * half;
+      const bool inside = at < gemm.cols;
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        norm[half][part] =
+            inside ? __ldg(reinterpret_cast<const float4*>(gemm.norm + at) + part) : zero;
+      }
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const int row = token + 8 * tile;
+        const float* from = static_cast<const float*>(gemm.x) + row * gemm.x_stride + at;
+        const bool valid = inside && row < gemm.tokens;
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          value[half][tile][part] = valid ? reinterpret_cast<const float4*>(from)[part] : zero;
+        }
+      }
+    }
+  }
+  __device__ uint4 fragment(int half, int tile, float& squares) const {
+    const float4 x0 = value[half][tile][0], x1 = value[half][tile][1];
+    const float4 n0 = norm[half][0], n1 = norm[half][1];
+    squares += x0.x * x0.x + x0.y * x0.y + x0.z * x0.z + x0.w * x0.w + x1.x * x1.x + x1.y * x1.y +
+               x1.z * x1.z + x1.w * x1.w;
+    return make_uint4(pack_bf16(x0.x * n0.x, x0.y * n0.y), pack_bf16(x0.z * n0.z, x0.w * n0.w),
+                      pack_bf16(x1.x * n1.x, x1.y * n1.y), pack_bf16(x1.z * n1.z, x1.w * n1.w));
+  }
+};
+
+__device__ inline float activate(GemmOut kind, float gate) {
+  if (kind == GemmOut::kSwiGlu) return gate / (1.0f + expf(-gate));
+  const float inner = 0.7978845608028654f * (gate + 0.044715f * gate * gate * gate);
+  return 0.5f * gate * (1.0f + tanhf(inner));
+}
+
+// Adds up the warps' sums and writes the block's results. partials: each warp's own part of the
+// ring, [warp][ring bytes] as [group][16 tokens][8 rows] floats; squares: [warp][16].
+template <int kWarps, int kGroups, int kDepth, bool kNorm>
+__device__ void write_results(const SkinnyArgs& args, const unsigned char* partials,
+                              const float* squares) {
+  const Gemm& gemm = args.gemm;
+  const bool gated = gemm.kind == GemmOut::kSwiGlu || gemm.kind == GemmOut::kGeGlu;
+  const int out_groups = gated ? kGroups / 2 : kGroups;
+  const int64_t first = int64_t{blockIdx.x} * (8 * out_groups);
+  const auto sum = [&](int group, int token, int n) {
+    float total = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) {
+      total += reinterpret_cast<const float*>(
+          partials +
+          warp * (kGroups * kDepth * kSlotBytes))[group * kPartialStride + token * 8 + n];
+    }
+    return total;
+  };
+  for (int i = threadIdx.x; i < gemm.tokens * 8 * out_groups; i += kWarps * 32) {
+    const int token = i / (8 * out_groups);
+    const int group = i / 8 % out_groups;
+    const int n = i % 8;
+    const int64_t row = first + group * 8 + n;
+    if (row >= args.out_rows) continue;
+    float scale = 1.0f;
+    if constexpr (kNorm) {
+      float total = 0.0f;
+#pragma unroll
+      for (int warp = 0; warp < kWarps; ++warp) total += squares[warp * 16 + token];
+      scale = 1.0f / sqrtf(total / static_cast<float>(gemm.cols) + gemm.norm_eps);
+    }
+    float value = sum(group, token, n) * scale;
+    const int64_t at = token * gemm.y_stride + row;
+    if (gated) {
+      const float up = sum(group + out_groups, token, n) * scale;
+      value = activate(gemm.kind, value) * up;
+    } else if (gemm.bias != nullptr) {
+      value += gemm.bias[row];
+    }
+    if (gemm.kind == GemmOut::kAddF32) {
+      static_cast<float*>(gemm.y)[at] += value;
+    } else if (gemm.kind == GemmOut::kF32) {
+      static_cast<float*>(gemm.y)[at] = value;
+    } else {
+      static_cast<__nv_bfloat16*>(gemm.y)[at] = __float2bfloat16_rn(value);
+    }
+  }
+}
+
+template <int kWarps, int kGroups, int kDepth, bool kMany, bool kNorm>
+__global__ void __launch_bounds__(kWarps * 32)
+    skinny_kernel(const __grid_constant__ SkinnyArgs args) {
+  using Activations = std::conditional_t<kNorm, NormedActivations<kMany>, PlainActivations<kMany>>;
+  extern __shared__ __align__(16) unsigned char shared[];
+  static_assert(kPartialStride * 4 <= kSlotBytes);
+  let_next_kernel_start();
+  const Gemm& gemm = args.gemm;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int g = lane / 4, t = lane % 4;
+  unsigned char* ring = shared + warp * (kGroups * kDepth * kSlotBytes);
+  const uint4* slots = reinterpret_cast<const uint4*>(ring) + lane;
+  const uint32_t slots_address = static_cast<uint32_t>(__cvta_generic_to_shared(slots));
+  const uint64_t policy = evict_first_policy();
+
+  // Rows past the end repeat the last one; their results are not written.
+  const bool gated = gemm.kind == GemmOut::kSwiGlu || gemm.kind == GemmOut::kGeGlu;
+  const int out_groups = gated ? kGroups / 2 : kGroups;
+  const __nv_bfloat16* weights[kGroups];
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+    const bool up = group >= out_groups;
+    int64_t row =
+        int64_t{blockIdx.x} * (8 * out_groups) + 8 * (up ? group - out_groups : group) + g;
+    row = min(row, args.out_rows - 1) + (up ? args.out_rows : 0);
+    weights[group] = static_cast<const __nv_bfloat16*>(gemm.weight) + row * gemm.cols;
+  }
+  const int cols = static_cast<int>(gemm.cols);
+  const int chunks = (cols + kChunk - 1) / kChunk;
+  const int count = chunks > warp ? (chunks - warp + kWarps - 1) / kWarps : 0;
+  const int first_column = warp * kChunk + 8 * t;
+  const auto request = [&](int i) {  // chunk i of this warp into slot i % kDepth
+    if (i < count) {
+      const int column = first_column + i * (kWarps * kChunk);
+      const uint32_t to = slots_address + (i % kDepth) * (kGroups * kSlotBytes);
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const bool inside = column + 32 * half < cols;
+          copy_16_async(to + group * kSlotBytes + half * (kSlotBytes / 2),
+                        weights[group] + (inside ? column + 32 * half : 0), inside, policy);
+        }
+      }
+    }
+    end_copy_group();
+  };
+#pragma unroll
+  for (int i = 0; i < kDepth; ++i) request(i);
+
+  wait_for_previous_kernel();
+  float sums[kGroups][4] = {};
+  float squares[2] = {};
+  Activations next;
+  if (count > 0) next.load(gemm, first_column, g);
+  for (int i = 0; i < count; ++i) {
+    const Activations current = next;
+    if (i + 1 < count) next.load(gemm, first_column + (i + 1) * (kWarps * kChunk), g);
+    wait_for_copy_groups<kDepth - 1>();
+    const uint4* slot = slots + (i % kDepth) * (kGroups * kSlotBytes / 16);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint4 x = current.fragment(half, 0, squares[0]);
+      uint4 high = make_uint4(0, 0, 0, 0);
+      if constexpr (kMany) high = current.fragment(half, 1, squares[1]);
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        const uint4 w = slot[(group * 2 + half) * 32];
+        multiply_add(sums[group], x.x, high.x, x.y, high.y, w.x, w.y);
+        multiply_add(sums[group], x.z, high.z, x.w, high.w, w.z, w.w);
+      }
+    }
+    request(i + kDepth);
+  }
+
+  // The warp's own copies have all been used: its part of the ring takes its sums.
+  wait_for_copy_groups<0>();
+  __syncwarp();
+  float* partial = reinterpret_cast<float*>(ring);
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+    float* to = partial + group * kPartialStride + g * 8 + 2 * t;
+    *reinterpret_cast<float2*>(to) = make_float2(sums[group][0], sums[group][1]);
+    if constexpr (kMany) {
+      *reinterpret_cast<float2*>(to + 64) = make_float2(sums[group][2], sums[group][3]);
+    }
+  }
+  float* all_squares = reinterpret_cast<float*>(shared + kWarps * (kGroups * kDepth * kSlotBytes));
+  if constexpr (kNorm) {
+#pragma unroll
+    for (int tile = 0; tile < (kMany ? 2 : 1); ++tile) {
+      float total = squares[tile];
+      total += __shfl_xor_sync(~0u, total, 1);
+      total += __shfl_xor_sync(~0u, total, 2);
+      if (t == 0) all_squares[warp * 16 + tile * 8 + g] = total;
+    }
+  }
+  __syncthreads();
+  write_results<kWarps, kGroups, kDepth, kNorm>(args, shared, all_squares);
+}
+
+}  // namespace trireme::cuda
