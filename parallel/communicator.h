@@ -1,11 +1,12 @@
 // Collectives and point-to-point messages among the ranks of one group.
 //
 // Implementations: single (a world of one), thread (N ranks as threads of one process, for tests),
-// mpi (host memory), and NCCL later. Operations are ordered on a stream; host implementations
-// have finished when the call returns and ignore the stream. All ranks of a group call the same
-// collectives in the same order. Every wait has the communicator's deadline: past it the call
-// throws kDeadlineExceeded naming the operation, its bytes and the peer. After abort() every
-// pending and later call throws kAborted. Only the engine or worker thread of a rank calls these.
+// mpi (host memory), and nccl (device memory: device_communicator.h says what differs). Operations
+// are ordered on a stream; host implementations have finished when the call returns and ignore the
+// stream. All ranks of a group call the same collectives in the same order. Every wait has the
+// communicator's deadline: past it the call throws kDeadlineExceeded naming the operation, its
+// bytes and the peer. After abort() every pending and later call throws kAborted. Only the engine
+// or worker thread of a rank calls these, except abort().
 #pragma once
 
 #include <chrono>
@@ -15,6 +16,8 @@
 #include <span>
 #include <string>
 #include <vector>
+
+#include "base/dtype.h"
 
 namespace trireme {
 
@@ -35,9 +38,13 @@ class Communicator {
   virtual int size() const = 0;
   virtual const std::string& name() const = 0;  // "control", "tp", …: for messages
 
-  // data[i] = sum over ranks of data[i], added in rank order: identical bits on every rank, and
-  // the bits of an element do not depend on how many elements travel with it.
-  virtual void all_reduce_sum(std::span<float> data, StreamHandle stream = {}) = 0;
+  // data[i] = sum over ranks of data[i], `count` elements: identical bits on every rank. On host
+  // memory float32 alone (else kUnimplemented), added in rank order, and the bits of an element do
+  // not depend on how many elements travel with it.
+  virtual void all_reduce_sum(void* data, int64_t count, DType dtype, StreamHandle stream = {}) = 0;
+  void all_reduce_sum(std::span<float> data, StreamHandle stream = {}) {
+    all_reduce_sum(data.data(), static_cast<int64_t>(data.size()), DType::kF32, stream);
+  }
 
   // out holds size() * in.size() bytes: rank r's bytes at r * in.size(). in.size() equal on all.
   virtual void all_gather(std::span<const std::byte> in, std::span<std::byte> out,
@@ -59,8 +66,16 @@ class Communicator {
   virtual std::unique_ptr<Communicator> split(int color, const std::string& name) = 0;
 
   virtual void set_deadline(std::chrono::milliseconds limit) = 0;
+  // From any thread.
   virtual void abort(const std::string& reason) = 0;
+  // Throws what went wrong while nobody was inside a call: kAborted after an abort by this rank or,
+  // where ranks share memory, by another. Cheap enough for a loop that waits for something else.
+  virtual void check() = 0;
 };
+
+// For implementations on host memory: the elements as floats. Throws kUnimplemented for other types
+// and kInvalidArgument for a negative count.
+std::span<float> host_floats(void* data, int64_t count, DType dtype, const std::string& name);
 
 std::unique_ptr<Communicator> make_single_communicator(const std::string& name = "single");
 

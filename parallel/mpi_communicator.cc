@@ -30,7 +30,8 @@ class MpiCommunicator final : public Communicator {
   int size() const override { return messages_.size(); }
   const std::string& name() const override { return messages_.name(); }
 
-  void all_reduce_sum(std::span<float> data, StreamHandle) override {
+  void all_reduce_sum(void* memory, int64_t count, DType dtype, StreamHandle) override {
+    const std::span<float> data = host_floats(memory, count, dtype, name());
     if (SharedGroup* group = enter("all_reduce_sum")) return group->all_reduce_sum(data);
     exchange_.all_reduce_sum(data);
   }
@@ -52,6 +53,10 @@ class MpiCommunicator final : public Communicator {
   std::unique_ptr<Communicator> split(int color, const std::string& name) override;
   void set_deadline(std::chrono::milliseconds limit) override;
   void abort(const std::string& reason) override { process_->abort(reason); }
+  void check() override {
+    process_->look_for_abort();
+    messages_.check_open("check");
+  }
 
  private:
   // The shared-memory group, if there is one.

@@ -17,7 +17,10 @@ class SingleCommunicator final : public Communicator {
   int size() const override { return 1; }
   const std::string& name() const override { return name_; }
 
-  void all_reduce_sum(std::span<float>, StreamHandle) override { check("all_reduce_sum", 0); }
+  void all_reduce_sum(void* data, int64_t count, DType dtype, StreamHandle) override {
+    check("all_reduce_sum", 0);
+    host_floats(data, count, dtype, name_);
+  }
 
   void all_gather(std::span<const std::byte> in, std::span<std::byte> out, StreamHandle) override {
     check("all_gather", 0);
@@ -66,6 +69,7 @@ class SingleCommunicator final : public Communicator {
     aborted_ = true;
     reason_ = reason;
   }
+  void check() override { check("check", 0); }
 
  private:
   void check(const char* operation, int peer) const {
@@ -94,6 +98,16 @@ class SingleCommunicator final : public Communicator {
 };
 
 }  // namespace
+
+std::span<float> host_floats(void* data, int64_t count, DType dtype, const std::string& name) {
+  if (dtype != DType::kF32) {
+    fail(ErrorCode::kUnimplemented, "{}: all_reduce_sum of {}: host memory is summed as f32 alone",
+         name, to_string(dtype));
+  }
+  if (count < 0)
+    fail(ErrorCode::kInvalidArgument, "{}: all_reduce_sum of {} elements", name, count);
+  return {static_cast<float*>(data), static_cast<size_t>(count)};
+}
 
 std::unique_ptr<Communicator> make_single_communicator(const std::string& name) {
   return std::make_unique<SingleCommunicator>(name);

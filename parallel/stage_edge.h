@@ -14,13 +14,16 @@ namespace trireme {
 
 class StageEdge {
  public:
-  // `world` spans all ranks of the layout and must outlive the edge.
+  // `world` spans all ranks of the layout and must outlive the edge: its memory is the
+  // activations', host (World::data) or device (World::device_data).
   StageEdge(Communicator& world, const ParallelLayout& layout);
 
   bool has_previous() const { return from_ >= 0; }
   bool has_next() const { return next_stage_; }
 
-  // x is contiguous f32 (stride == cols). send() returns once x may be overwritten.
+  // x is contiguous (stride == cols), of any dtype, the same on both sides. On host memory send()
+  // returns once x may be overwritten; on a device x may be once `stream` has passed the send,
+  // which waits there for the receivers: so it is best given a stream of its own.
   void recv(MatrixView x, StreamHandle stream = {});
   void send(MatrixView x, StreamHandle stream = {});
 

@@ -18,7 +18,7 @@ class ThreadCommunicator final : public Communicator {
   int size() const override { return group_->size(); }
   const std::string& name() const override { return group_->name(); }
 
-  void all_reduce_sum(std::span<float> data, StreamHandle) override;
+  void all_reduce_sum(void* data, int64_t count, DType dtype, StreamHandle) override;
   void all_gather(std::span<const std::byte> in, std::span<std::byte> out, StreamHandle) override;
   void broadcast(std::span<std::byte> data, int root, StreamHandle) override;
   void barrier() override {
@@ -42,6 +42,7 @@ class ThreadCommunicator final : public Communicator {
   std::unique_ptr<Communicator> split(int color, const std::string& name) override;
   void set_deadline(std::chrono::milliseconds limit) override { limit_ = limit; }
   void abort(const std::string& reason) override;
+  void check() override;
 
  private:
   void check_peer(const char* operation, int peer) const {
@@ -56,7 +57,8 @@ class ThreadCommunicator final : public Communicator {
 };
 
 // Each rank sums one part of the vector and writes it to everybody: nobody else touches that part.
-void ThreadCommunicator::all_reduce_sum(std::span<float> data, StreamHandle) {
+void ThreadCommunicator::all_reduce_sum(void* memory, int64_t elements, DType dtype, StreamHandle) {
+  const std::span<float> data = host_floats(memory, elements, dtype, name());
   group_->enter(rank_, "all_reduce_sum", std::as_bytes(data),
                 reinterpret_cast<std::byte*>(data.data()), 0, limit_);
   const Range part = split_range(static_cast<int64_t>(data.size()), rank_, size(), 16);
@@ -139,6 +141,12 @@ void ThreadCommunicator::abort(const std::string& reason) {
     }
   }
   for (const auto& group : groups) group->abort(reason);
+}
+
+void ThreadCommunicator::check() {
+  ThreadFamily& family = *group_->family();
+  std::lock_guard lock(family.mutex);
+  if (family.aborted) fail(ErrorCode::kAborted, "{}: aborted: {}", name(), family.reason);
 }
 
 }  // namespace

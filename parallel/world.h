@@ -5,6 +5,7 @@
 #include <string>
 
 #include "parallel/communicator.h"
+#include "parallel/device_communicator.h"
 #include "parallel/doorbell.h"
 #include "parallel/layout.h"
 
@@ -43,7 +44,9 @@ class MpiEnvironment {
 // One rank's view of the world. Built collectively from `control`; also for thread worlds in tests.
 //
 // `control` carries plans and results, `data` pipeline activations, `tp` the reductions of this
-// rank's stage: three separate communicators, so that their messages can never meet.
+// rank's stage: three separate communicators, so that their messages can never meet. They carry
+// host memory. Where ranks have GPUs, device_data and device_tp carry the same things between
+// those; the sampler's candidates stay on `tp`.
 struct World {
   ParallelLayout layout;
   int rank = 0;
@@ -51,6 +54,9 @@ struct World {
   std::unique_ptr<Communicator> data;
   std::unique_ptr<Communicator> tp;
   std::unique_ptr<Doorbell> doorbell;
+  // Null on hosts without GPUs; device_data also with one stage, device_tp with one tensor rank.
+  std::unique_ptr<DeviceCommunicator> device_data;
+  std::unique_ptr<DeviceCommunicator> device_tp;
 
   int stage() const { return layout.stage_of(rank); }
   int tensor_rank() const { return layout.tensor_rank_of(rank); }
@@ -60,5 +66,11 @@ struct World {
 };
 
 World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout);
+
+// Collective over the world: connects the ranks' GPUs. `device` is the index of this rank's among
+// those that its process sees, usually the local rank. Throws on all ranks alike: kInvalidArgument
+// if two ranks would share a GPU, kUnavailable if one of them has no NCCL. A world of one needs
+// nothing.
+void connect_devices(World& world, int device);
 
 }  // namespace trireme

@@ -25,7 +25,10 @@ class SharedCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
   const std::string& name() const override { return name_; }
-  void all_reduce_sum(std::span<float> data, StreamHandle) override { group_.all_reduce_sum(data); }
+  using Communicator::all_reduce_sum;
+  void all_reduce_sum(void* data, int64_t count, DType dtype, StreamHandle) override {
+    group_.all_reduce_sum(host_floats(data, count, dtype, name_));
+  }
   void all_gather(std::span<const std::byte> in, std::span<std::byte> out, StreamHandle) override {
     if (out.size() != in.size() * static_cast<size_t>(size_)) {
       fail(ErrorCode::kInvalidArgument, "sizes");
@@ -42,6 +45,7 @@ class SharedCommunicator final : public Communicator {
   std::unique_ptr<Communicator> split(int, const std::string&) override { return nullptr; }
   void set_deadline(std::chrono::milliseconds limit) override { group_.set_limit(limit); }
   void abort(const std::string& reason) override { group_.close(reason); }
+  void check() override {}
 
  private:
   int rank_, size_;

@@ -1,0 +1,53 @@
+// The communicator of device memory. It is made over NCCL, in a module of its own
+// (libtrireme_nccl.so, parallel/nccl*) that is loaded only where ranks have GPUs, so that the
+// program starts where neither CUDA nor NCCL is installed.
+//
+// What differs from host communicators:
+// - Data pointers are device memory and calls return once the operation is queued on `stream`;
+//   memory must stay as it is until the stream has passed it. wait() is where the host waits.
+// - all_reduce_sum takes f32, f16 and bf16. Every rank gets the same bits, but in which order the
+//   terms are added depends on the number of elements and on where the data lies.
+// - Messages carry no tags: those of two ranks arrive in the order in which they were sent, and a
+//   send holds its stream until the receiver has come to it. An exchange in both directions takes
+//   two streams. No rank sends to itself, and probe() is not for device memory (kUnimplemented).
+// - Operations of one communicator are queued on one stream at a time; who changes it orders the
+//   two by an event. barrier() has a stream of its own: it is for the start and the end.
+// - all_reduce_sum, all_gather, broadcast, send and recv may be captured into a graph, in the same
+//   order on all ranks. After an abort or a missed deadline the communicator's graphs are useless.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/buffer.h"
+#include "parallel/communicator.h"
+
+namespace trireme {
+
+class DeviceCommunicator : public Communicator {
+ public:
+  // Zeroed device memory for all-reduces, mapped by all ranks: small sums in it (of a decode step)
+  // take about two thirds of the time. Collective, with equal sizes; it must not outlive a graph
+  // captured with it. Plain device memory where the GPUs cannot map each other's.
+  virtual Buffer allocate_symmetric(size_t bytes) = 0;
+
+  // split() with the type that it has.
+  virtual std::unique_ptr<DeviceCommunicator> split_device(int color, const std::string& name) = 0;
+  std::unique_ptr<Communicator> split(int color, const std::string& name) final {
+    return split_device(color, name);
+  }
+
+  // Returns once the device has done everything that is queued on `stream`. Throws
+  // kDeadlineExceeded naming this communicator's latest operation, or what check() throws; what
+  // still waits for a peer on the device is then ended, and the communicator with it.
+  virtual void wait(StreamHandle stream) = 0;
+};
+
+// Collective over `group`, which carries the start and is asked for aborts later; it must outlive
+// the communicator. `device`: the index of this rank's GPU among those it sees. Throws on all ranks
+// alike: kUnavailable if the module or NCCL is missing on one of them, kInvalidArgument if two of
+// them would share a GPU.
+std::unique_ptr<DeviceCommunicator> make_nccl_communicator(Communicator& group, int device,
+                                                           const std::string& name);
+
+}  // namespace trireme
