@@ -24,12 +24,17 @@ struct HeadPrepare {
 };
 
 // One part of one decode row's context, made on the host by plan_decode().
-struct DecodeItem {
+struct alignas(16) DecodeItem {
   int32_t row = 0;
   int32_t begin = 0;  // positions [begin, end) of the context; the newest token's is end - 1 of the
   int32_t end = 0;    //   last part
   int32_t part = 0;   // of `parts`; parts of a row are consecutive items
   int32_t parts = 0;
+  // Of items[i]: the items [span_begin, span_end) are the i-th span, what one thread block does for
+  // one KV head. Spans are of equal work; empty ones follow the last.
+  int32_t span_begin = 0;
+  int32_t span_end = 0;
+  int32_t unused = 0;
 };
 
 struct DecodeAttention {
@@ -49,27 +54,42 @@ struct DecodeAttention {
   const DecodeItem* items = nullptr;    // device
   const int32_t* item_count = nullptr;  // device: how many of them
   int32_t max_items = 0;                // the launch does not depend on *item_count
+  // Items, tables and the cached KV of earlier tokens were complete before the first kernel of this
+  // chain of dependent launches began (a copy or another full dependency stands at the step's
+  // head): they are then requested before the wait for the previous kernel.
+  bool early_context = false;
   void* workspace = nullptr;            // decode_workspace_bytes(), zeroed once at allocation
   void* out = nullptr;                  // bf16 [tokens, q_heads * head_dim], contiguous
 };
 
 // Splits the rows' contexts into parts of about equal work so that all multiprocessors are busy.
 // rows[i].count must be 1; `window` as in AttentionParams. At most `max_items` items, and always
-// enough room for one a row (max_items >= rows).
+// enough room for one a row (max_items >= rows). Parts are cut at multiples of 64 positions.
 void plan_decode(std::span<const DeviceRow> rows, int window, int block_size, int kv_heads,
                  int multiprocessors, int32_t max_items, std::vector<DecodeItem>& items);
+
+// Room for every plan of up to `rows` rows: with less, plan_decode() splits less.
+int32_t decode_max_items(int32_t rows, int kv_heads, int multiprocessors);
 
 size_t decode_workspace_bytes(int32_t max_items, int q_heads, int head_dim);
 
 // Whether the kernels below are built for this head size, with so many query heads per KV head.
+// Decode: any even head_dim <= 256, groups of 1 to 16, any block size; 64, 80, 96, 128 and 256 run
+// at memory speed.
 bool decode_attention_supports(int head_dim, int group);
 bool prefill_attention_supports(int head_dim, int block_size);
 
 // Norm and rope on q and k, KV write and attention of decode rows, in one launch (grid fixed by
 // max_items and kv_heads). Replayable in a graph. Launched with programmatic dependent launch.
+// A row's result depends on its own context and on how the plan split it (rounding of the merge),
+// not on what other rows hold. Slots of the cache behind the newest token are not read. Rows of the
+// batch without an item are left alone, in `out` too.
 void launch_decode_attention(const DecodeAttention& args, cudaStream_t stream);
 
-// Norm and rope on q (in place) and k, and the KV write, for tokens of any rows.
+// Norm and rope on q (in place) and k, and the KV write, for tokens of any rows. Token t of row r is
+// at position rows[r].position + t - rows[r].token_begin. Any even head_dim and rotary_dim; 16-byte
+// accesses where pointers, strides and head_dim / 16, rotary_dim / 16 allow. Launched with
+// programmatic dependent launch.
 struct PrepareQkv {
   void* q = nullptr;  // bf16, in and out
   const void* k = nullptr;

@@ -1,0 +1,76 @@
+// What becomes of one head's vector of q or k before it is used: RMSNorm, then rotary embedding.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/attention.h"
+
+namespace trireme::cuda {
+
+// cos and sin of position * inv_freq (rounded to float32 as the CPU does), times magnitude. The
+// angle is reduced in double: float32 would lose the phase at long contexts.
+__device__ inline float2 rope_rotation(const HeadPrepare& prepare, int position, int i) {
+  const float angle = static_cast<float>(position) * prepare.inv_freq[i];
+  const double half_turns = static_cast<double>(angle) * 0.31830988618379067154;
+  float sin, cos;
+  sincospif(static_cast<float>(half_turns - 2.0 * rint(half_turns * 0.5)), &sin, &cos);
+  return make_float2(cos * prepare.magnitude, sin * prepare.magnitude);
+}
+
+// The two dimensions of pair `i` of a head, i < head_dim / 2: a rotated pair, or two neighbours of
+// the part that is not rotated.
+__device__ inline int2 pair_dims(int i, int rotary_dim) {
+  const int half = rotary_dim / 2;
+  return i < half ? make_int2(i, i + half) : make_int2(2 * i, 2 * i + 1);
+}
+
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+// One warp prepares x[head_dim]; put(d, value) receives the results. kPairs >= head_dim / 64 pairs
+// a lane; rotation[rotary_dim / 2] from rope_rotation().
+template <int kPairs, typename Put>
+__device__ inline void prepare_head(const __nv_bfloat16* x, const float* norm, float eps,
+                                    const float2* rotation, int head_dim, int rotary_dim, int lane,
+                                    Put put) {
+  float2 value[kPairs];
+  float squares = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kPairs; ++j) {
+    const int i = lane + 32 * j;
+    value[j] = make_float2(0.0f, 0.0f);
+    if (i < head_dim / 2) {
+      const int2 d = pair_dims(i, rotary_dim);
+      value[j] = make_float2(__bfloat162float(x[d.x]), __bfloat162float(x[d.y]));
+    }
+    squares += value[j].x * value[j].x + value[j].y * value[j].y;
+  }
+  float inverse = 1.0f;
+  if (norm != nullptr) inverse = rsqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
+#pragma unroll
+  for (int j = 0; j < kPairs; ++j) {
+    const int i = lane + 32 * j;
+    if (i >= head_dim / 2) continue;
+    const int2 d = pair_dims(i, rotary_dim);
+    float a = value[j].x, b = value[j].y;
+    if (norm != nullptr) {
+      a *= inverse * norm[d.x];
+      b *= inverse * norm[d.y];
+    }
+    if (i < rotary_dim / 2) {
+      const float2 r = rotation[i];
+      const float turned = a * r.x - b * r.y;
+      b = b * r.x + a * r.y;
+      a = turned;
+    }
+    put(d.x, a);
+    put(d.y, b);
+  }
+}
+
+}  // namespace trireme::cuda
