@@ -88,7 +88,8 @@ TEST(Mpi, AbortReachesEveryRankOfTheHost) {
   std::byte byte{};
   const std::function<void()> waits[] = {[&] { child->recv(std::span(&byte, 1), 0, 1); },
                                          [&] { doomed->barrier(); }, [&] { child->barrier(); },
-                                         [&] { child->probe(0, 1, Wait::kForever); }};
+                                         [&] { child->probe(0, 1, Wait::kForever); },
+                                         [&] { child->check(); }};
   for (const auto& wait : waits) {
     try {
       wait();

@@ -69,6 +69,21 @@ void all_reduce_special_values(Communicator& ranks) {
   EXPECT_TRUE(std::signbit(data[2]));
 }
 
+void all_reduce_takes_f32_alone(Communicator& ranks) {
+  float data[4] = {1, 2, 3, 4};
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    try {
+      ranks.all_reduce_sum(data, 4, dtype);
+      ADD_FAILURE() << "summed " << to_string(dtype);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kUnimplemented);
+      EXPECT_NE(std::string(error.what()).find(to_string(dtype)), std::string::npos);
+    }
+  }
+  EXPECT_EQ(data[3], 4);
+  ranks.check();  // that was refused before anything was sent
+}
+
 void all_gather_sizes(Communicator& ranks) {
   const size_t size = static_cast<size_t>(ranks.size());
   for (const size_t bytes : {0, 1, 7, 64, 4097, 70'000, 300'000}) {
@@ -173,6 +188,7 @@ std::vector<CommunicatorCase> collective_cases() {
       {"AllReduceRandom", all_reduce_random},
       {"AllReduceBitsDoNotDependOnLength", all_reduce_bits_do_not_depend_on_length},
       {"AllReduceSpecialValues", all_reduce_special_values},
+      {"AllReduceTakesF32Alone", all_reduce_takes_f32_alone},
       {"AllGatherSizes", all_gather_sizes},
       {"AllGatherInPlace", all_gather_in_place},
       {"AllGatherChecksItsSizes", all_gather_checks_its_sizes},

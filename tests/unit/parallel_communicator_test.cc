@@ -74,6 +74,7 @@ TEST(ThreadCommunicator, AbortWakesEveryWaiter) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
       ranks.abort("rank 3 saw a flood");
     }
+    EXPECT_EQ(code_of([&] { group->check(); }), ErrorCode::kAborted);
     // Later calls fail too, and say why.
     try {
       group->barrier();

@@ -1,0 +1,5 @@
+if(TARGET trireme_nccl)
+  add_executable(nccl_bench nccl_bench.cc)
+  target_link_libraries(nccl_bench PRIVATE trireme_parallel_mpi CUDA::cudart_static)
+  add_dependencies(nccl_bench trireme_nccl)
+endif()
