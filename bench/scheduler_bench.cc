@@ -3,11 +3,15 @@
 // is full (what nobody references is cached, so every block taken evicts one).
 //
 // Prints one JSON object a line: {name, value, unit, limit, ratio}; ratio = value / limit.
-//   .step       mean, sequences ending and newcomers included: one of 256 rows a step
+//   .step       mean, sequences ending and newcomers included: one of 256 rows a step, or as many
+//               as the scheduler lets in; beside it, on stderr, how many rows that keeps running
+//   .step_p99   the same, 99th percentile
+//   .encode     mean of making those plans into messages
 //   .decode     mean where nobody comes or ends; blocks still churn
 //   .per_row    .decode a row
-//   .admission  what a newcomer adds (and the end of another), per block of its prompt: it must be
-//               hashed, looked up and sent once, so this part does grow with the context
+//   .admission  what a newcomer adds (and the end of another), per block of its prompt, measured
+//               without a limit on look-ups: it must be looked up, retained and sent once, so this
+//               part does grow with the context. Its prompt was hashed when it was submitted.
 // Times are CPU times of the one thread, so that a loaded machine does not blur them.
 //
 //   scheduler_bench [steps per measurement]
@@ -33,6 +37,7 @@ struct Load {
   int32_t rows = 0;
   int32_t context = 0;
   int32_t steps = 0;
+  bool limited = true;  // look-ups, as without a setting
 };
 
 double cpu_microseconds() {
@@ -43,9 +48,17 @@ double cpu_microseconds() {
 
 struct Cost {
   double sum = 0;
+  double encoding = 0;
   int64_t steps = 0;
+  int64_t rows = 0;
   int64_t admissions = 0;
+  std::vector<double> times;
   double mean() const { return sum / static_cast<double>(steps); }
+  double p99() {
+    const auto at = times.begin() + static_cast<int64_t>(times.size()) * 99 / 100;
+    std::nth_element(times.begin(), at, times.end());
+    return *at;
+  }
 };
 
 // Contexts grow to about `context`. All prompts of a load begin with one of four shared prefixes
@@ -68,32 +81,44 @@ class Bench {
     while (full_steps_ < 2 * kOutput) step();
   }
 
-  void measure() {
-    churn_ = measured(load_.steps);
+  void measure_churn() { churn_ = measured(load_.steps); }
+
+  void measure_decode() {
     output_ = kOutput + kDecodeSteps + 20;  // newcomers outlive what follows
     for (int32_t i = 0; i < kOutput + 8; ++i) step();
     decode_ = measured(kDecodeSteps);
     if (decode_.admissions != 0) std::fprintf(stderr, "newcomers among the decode steps\n");
   }
 
-  void report(double limit) {
+  void report_churn(double limit) {
     const SchedulerStats stats = scheduler_.stats();
-    const std::string name = "scheduler." + std::to_string(load_.rows) + "_rows." +
-                             std::to_string(load_.context / 1024) + "k_context";
-    print(name + ".step", churn_.mean(), "us", limit);
-    print(name + ".decode", decode_.mean(), "us", limit);
-    print(name + ".per_row", 1e3 * decode_.mean() / load_.rows, "ns", 1e3 * limit / load_.rows);
+    print(name() + ".step", churn_.mean(), "us", limit);
+    print(name() + ".step_p99", churn_.p99(), "us", limit);
+    print(name() + ".encode", churn_.encoding / static_cast<double>(churn_.steps), "us", 0);
+    std::fprintf(stderr,
+                 "%s: %.2f newcomers a step, %.0f rows, %d waiting, %ld blocks, %ld used, "
+                 "%ld cached, %lu look-ups begun again\n",
+                 name().c_str(), static_cast<double>(churn_.admissions) / load_.steps,
+                 static_cast<double>(churn_.rows) / load_.steps, stats.waiting, stats.kv.blocks,
+                 stats.kv.used, stats.kv.cached, stats.lookups_dropped);
+  }
+
+  void report_decode(double limit) {
+    print(name() + ".decode", decode_.mean(), "us", limit);
+    print(name() + ".per_row", 1e3 * decode_.mean() / load_.rows, "ns", 1e3 * limit / load_.rows);
     const double prompt_blocks = static_cast<double>((load_.context - kOutput) / kBlockSize);
     const double added = (churn_.mean() - decode_.mean()) * static_cast<double>(churn_.steps);
-    print(name + ".admission",
+    print(name() + ".admission",
           1e3 * added / (static_cast<double>(churn_.admissions) * prompt_blocks), "ns/block", 0);
-    std::fprintf(stderr, "%s: %ld newcomers in %ld steps, %ld blocks, %ld used, %ld cached\n",
-                 name.c_str(), churn_.admissions, churn_.steps, stats.kv.blocks, stats.kv.used,
-                 stats.kv.cached);
   }
 
  private:
   static constexpr int32_t kOwn = 64;
+
+  std::string name() const {
+    return "scheduler." + std::to_string(load_.rows) + "_rows." +
+           std::to_string(load_.context / 1024) + "k_context";
+  }
 
   static SchedulerConfig scheduler_config(const Load& load) {
     SchedulerConfig config;
@@ -103,6 +128,7 @@ class Bench {
     config.max_running = load.rows;
     config.max_queue = 2 * load.rows;
     config.max_context = load.context + 2 * kOutput;
+    if (!load.limited) config.max_lookups = 1 << 30;
     return config;
   }
 
@@ -125,6 +151,7 @@ class Bench {
     sequence.prompt_tokens = sequence.size();
     sequence.sampling.max_tokens = max_tokens;
     sequence.sampling.stop_ids = {1 << 20, 1 << 21};  // as a model's EOS ids: compared, never met
+    scheduler_.prepare({&sequence, 1});
     scheduler_.add(std::move(sequence));
   }
 
@@ -141,14 +168,22 @@ class Bench {
       out.token = static_cast<int32_t>(random_() % 50000);
     }
     events_.clear();
+    const double planned = cpu_microseconds();
+    encode(plan_, message_);
+    cost_.encoding += cpu_microseconds() - planned;
     const double applied = cpu_microseconds();
     scheduler_.apply(result_, events_);
     time += cpu_microseconds() - applied;
-    full_steps_ += static_cast<int32_t>(plan_.rows.size()) * 10 >= load_.rows * 9;
+    const bool full = static_cast<int32_t>(plan_.rows.size()) * 10 >= load_.rows * 9;
+    // Where look-ups are what limits the rows, there will be no more of them.
+    const bool steady = ++steps_ > 2 * kOutput && scheduler_.stats().waiting > 0;
+    full_steps_ += full || steady;
     for (const SequenceEvent& event : events_) {
       if (event.finish != FinishReason::kNone) add(output_);
     }
     cost_.sum += time;
+    cost_.times.push_back(time);
+    cost_.rows += static_cast<int64_t>(plan_.rows.size());
     ++cost_.steps;
     cost_.admissions += static_cast<int64_t>(plan_.admitted.size());
   }
@@ -175,11 +210,13 @@ class Bench {
   std::vector<std::vector<int32_t>> prefixes_;
   uint64_t id_ = 0;
   StepPlan plan_;
+  std::vector<std::byte> message_;
   StepResult result_;
   std::vector<SequenceEvent> events_;
   Cost cost_, churn_, decode_;
   int32_t output_ = kOutput;
   int32_t full_steps_ = 0;
+  int32_t steps_ = 0;
 };
 
 }  // namespace
@@ -191,11 +228,19 @@ int main(int argc, char** argv) {
   for (const int32_t rows : {64, 256, 1024, 4096}) {
     for (const int32_t context : {1024, 8192, 65536}) {
       if (only != 0 && rows != only) continue;
-      trireme::Bench bench({rows, context, steps});
-      bench.warm_up();
-      bench.measure();
       // 100 us for 256 rows and 1.5 ms for 4,096, in proportion between.
-      bench.report(rows <= 256 ? 100.0 : 1500.0 * rows / 4096);
+      const double limit = rows <= 256 ? 100.0 : 1500.0 * rows / 4096;
+      for (const bool limited : {true, false}) {
+        trireme::Bench bench({rows, context, steps, limited});
+        bench.warm_up();
+        bench.measure_churn();
+        if (limited) {
+          bench.report_churn(limit);
+        } else {
+          bench.measure_decode();
+          bench.report_decode(limit);
+        }
+      }
     }
   }
   return 0;

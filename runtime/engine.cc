@@ -312,6 +312,7 @@ bool Engine::submit(std::vector<Sequence> sequences) {
     fail(ErrorCode::kInvalidArgument, "n is {}: at most {} sequences can wait (max_queue)",
          sequences.size(), state.max_queue);
   }
+  state.scheduler.prepare(sequences);  // before the lock, which holds up the step loop
   const std::lock_guard lock(state.mutex);
   if (state.stopping) fail(ErrorCode::kUnavailable, "the engine is stopping");
   std::vector<SequenceId> added;

@@ -7,7 +7,8 @@
 
 namespace trireme {
 namespace {
-constexpr int32_t kLookAhead = 6;          // blocks
+constexpr size_t kLookAhead = 12;          // look-ups
+constexpr int64_t kBatch = 64;             // look-ups in one of several groups
 constexpr int32_t kMaxBlockSize = 65'536;  // tokens; positions of a table fit int32_t with room
 }  // namespace
 
@@ -65,6 +66,34 @@ int32_t KvGroupBlocks::find(const PrefixHash& hash) const {
     if (holds(table_[at], hash)) return table_[at].block;
   }
   return kNone;
+}
+
+size_t KvGroupBlocks::retain_run(std::span<const PrefixHash> hashes, std::vector<int32_t>& blocks) {
+  // First the table's entry of a hash is fetched, some look-ups later the block that it names.
+  const auto fetch_entry = [&](const PrefixHash& hash) { __builtin_prefetch(&table_[home(hash)]); };
+  const auto fetch_block = [&](const PrefixHash& hash) {
+    const int32_t block = table_[home(hash)].block;
+    __builtin_prefetch(&blocks_[block == kNone ? 0 : block], 1);
+  };
+  const size_t count = hashes.size();
+  for (size_t i = 0; i < std::min(count, 2 * kLookAhead); ++i) fetch_entry(hashes[i]);
+  for (size_t i = 0; i < std::min(count, kLookAhead); ++i) fetch_block(hashes[i]);
+  const size_t before = blocks.size();
+  blocks.resize(before + count);
+  int32_t* const out = blocks.data() + before;
+  size_t found = 0;
+  for (; found < count; ++found) {
+    fetch_entry(hashes[std::min(found + 2 * kLookAhead, count - 1)]);
+    fetch_block(hashes[std::min(found + kLookAhead, count - 1)]);
+    const PrefixHash& hash = hashes[found];
+    const TableEntry& entry = table_[home(hash)];
+    const int32_t block = entry.block != kNone && holds(entry, hash) ? entry.block : find(hash);
+    if (block == kNone) break;
+    if (blocks_[block].refs++ == 0) remove_lru(block);
+    out[found] = block;
+  }
+  blocks.resize(before + found);
+  return found;
 }
 
 void KvGroupBlocks::forget_prefixes() {
@@ -153,6 +182,7 @@ KvCachePool::KvCachePool(const KvPoolConfig& config) : config_(config) {
       fail(ErrorCode::kInvalidArgument, "KV group {}: {} blocks: 1 to 2^30", g, config.blocks[g]);
     }
     groups_.emplace_back(config.blocks[g]);
+    (config.groups[g].window == 0 ? unwindowed_ : windowed_).push_back(g);
   }
 }
 
@@ -176,38 +206,103 @@ int32_t KvCachePool::blocks_to_take(size_t group, int32_t tokens, int32_t length
   return std::clamp(blocks_to_finish(group, tokens) - (length - live), 1, rest);
 }
 
-PrefixMatch KvCachePool::match(PrefixChain& chain, std::span<const int32_t> tokens,
-                               int32_t limit) const {
-  // found[g][i]: the block of prefix i; run[g]: found without a gap, counted back from here.
-  std::vector<std::vector<int32_t>> found(groups_.size());
-  std::vector<int32_t> run(groups_.size(), 0);
-  int32_t best = 0;
-  for (int32_t i = 0; i < limit; ++i) {
-    // Hash a few blocks ahead, so that the table's entry is there when it is looked up.
-    const PrefixHash ahead = chain.at(std::min(i + kLookAhead, limit - 1), tokens);
-    for (const KvGroupBlocks& group : groups_) group.prefetch(ahead);
-    const PrefixHash hash = chain.at(i, tokens);
-    bool usable = true;
-    for (size_t g = 0; g < groups_.size(); ++g) {
-      found[g].push_back(groups_[g].find(hash));
-      run[g] = found[g].back() == KvGroupBlocks::kNone ? 0 : run[g] + 1;
-      if (run[g] == 0 && config_.groups[g].window == 0) {
-        limit = 0;  // a gap in a group without a window: nothing longer can match
-      }
-      usable = usable && run[g] >= i + 1 - first_needed(g, (i + 1) * config_.block_size);
-    }
-    if (usable) best = i + 1;
+bool KvCachePool::look_up(PrefixLookup& lookup, PrefixChain& chain, std::span<const int32_t> tokens,
+                          int32_t limit, int64_t& left) {
+  lookup.tables.resize(groups_.size());
+  if (lookup.complete) lookup.candidate = -1;
+  lookup.complete = false;
+  if (lookup.candidate < 0) {
+    if (!walk(lookup, chain, tokens, limit, left)) return false;
+    lookup.candidate = unwindowed_.empty() ? limit : lookup.walked;
   }
-  PrefixMatch match{best, std::move(found), std::vector<int32_t>(groups_.size(), 0)};
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    match.tables[g].resize(best);
-    const int32_t first = std::min(best, first_needed(g, best * config_.block_size));
-    std::fill_n(match.tables[g].begin(), first, KvGroupBlocks::kNone);
-    for (int32_t i = first; i < best; ++i) {
-      match.unreferenced[g] += groups_[g].refs(match.tables[g][i]) == 0;
+  if (!check_windows(lookup, chain, tokens, left)) return false;
+  shorten(lookup, lookup.candidate);
+  lookup.complete = true;
+  for (const size_t g : windowed_) {
+    const int32_t first = first_needed(g, lookup.candidate * config_.block_size);
+    lookup.tables[g].assign(lookup.candidate, KvGroupBlocks::kNone);
+    for (int32_t i = first; i < lookup.candidate; ++i) {
+      lookup.tables[g][i] = groups_[g].find(chain.at(i, tokens));
     }
   }
-  return match;
+  return true;
+}
+
+// Up to the first block that is missing in a group without a window: nothing longer can be usable.
+bool KvCachePool::walk(PrefixLookup& lookup, PrefixChain& chain, std::span<const int32_t> tokens,
+                       int32_t limit, int64_t& left) {
+  if (unwindowed_.empty()) return true;
+  const auto groups = static_cast<int64_t>(unwindowed_.size());
+  while (lookup.walked < limit) {
+    if (left <= 0) return false;
+    int64_t wanted = std::min<int64_t>(limit - lookup.walked, (left - 1) / groups + 1);
+    if (groups > 1) wanted = std::min<int64_t>(wanted, kBatch);
+    const auto hashes = chain.range(lookup.walked, static_cast<int32_t>(wanted), tokens);
+    size_t found = hashes.size();
+    for (const size_t g : unwindowed_) {
+      const size_t here = groups_[g].retain_run(hashes.first(found), lookup.tables[g]);
+      left -= static_cast<int64_t>(here + (here < found));
+      found = here;
+    }
+    lookup.walked += static_cast<int32_t>(found);
+    shorten(lookup, lookup.walked);  // what an earlier group found and a later one did not
+    if (found < hashes.size()) return true;
+  }
+  return true;
+}
+
+// Looks from the end of the candidate back to where its windows begin. A missing block rules out
+// all candidates whose windows hold it, so the next one ends before it: no block is looked at
+// twice.
+bool KvCachePool::check_windows(PrefixLookup& lookup, PrefixChain& chain,
+                                std::span<const int32_t> tokens, int64_t& left) const {
+  int32_t& candidate = lookup.candidate;
+  std::vector<int32_t> seen_from(groups_.size(), candidate);  // … to the candidate's end: all there
+  for (size_t at = 0; at < windowed_.size();) {
+    const size_t g = windowed_[at];
+    const int32_t first = first_needed(g, candidate * config_.block_size);
+    int32_t& from = seen_from[g];
+    from = std::min(from, candidate);
+    bool there = true;
+    while (from > first && there) {
+      --left;
+      there = groups_[g].find(chain.at(from - 1, tokens)) != KvGroupBlocks::kNone;
+      from -= there;
+    }
+    ++at;
+    if (there) continue;
+    candidate = from - 1;
+    at = 0;
+    if (left <= 0) return false;
+  }
+  return true;
+}
+
+int32_t KvCachePool::unclaimed(const PrefixLookup& lookup, size_t group) const {
+  if (config_.groups[group].window == 0) return 0;
+  const std::vector<int32_t>& table = lookup.tables[group];
+  return static_cast<int32_t>(std::count_if(table.begin(), table.end(), [&](int32_t block) {
+    return block != KvGroupBlocks::kNone && groups_[group].refs(block) == 0;
+  }));
+}
+
+void KvCachePool::claim(PrefixLookup& lookup) {
+  for (const size_t g : windowed_) {
+    for (const int32_t block : lookup.tables[g]) {
+      if (block != KvGroupBlocks::kNone) groups_[g].retain(block);
+    }
+  }
+}
+
+void KvCachePool::shorten(PrefixLookup& lookup, int32_t blocks) {
+  for (const size_t g : unwindowed_) {
+    std::vector<int32_t>& table = lookup.tables[g];
+    // The end of a prefix is useless without its beginning, so it is to be evicted first.
+    for (; static_cast<int32_t>(table.size()) > blocks; table.pop_back()) {
+      groups_[g].release(table.back());
+    }
+  }
+  lookup.walked = std::min(lookup.walked, blocks);
 }
 
 void KvCachePool::count_query(int64_t queried, int64_t hit) {

@@ -58,7 +58,9 @@ class KvGroupBlocks {
   // answer and `block` goes back to being plain when it is released.
   void publish(int32_t block, const PrefixHash& hash);
   int32_t find(const PrefixHash& hash) const;  // kNone if unknown
-  void prefetch(const PrefixHash& hash) const { __builtin_prefetch(&table_[home(hash)]); }
+  // Finds and retains the blocks of successive hashes, up to the first that is unknown, and appends
+  // them to `blocks`. Returns how many.
+  size_t retain_run(std::span<const PrefixHash> hashes, std::vector<int32_t>& blocks);
   void forget_prefixes();  // no block is findable any more
 
   // Throws kInternal unless states, list and table agree and refs equal `expected` per block.
@@ -97,12 +99,15 @@ class KvGroupBlocks {
   int32_t newest_ = kNone;
 };
 
-// What a prefix found: the first `blocks` blocks need no computing. tables[g] has that many
-// entries; in a windowed group those that no later query reads are kNoBlock (-1).
-struct PrefixMatch {
-  int32_t blocks = 0;
+// The search for a sequence's longest usable prefix, which may take several calls. It holds a
+// reference to each block that it found in the groups without a window, so these stay. What it saw
+// in windowed groups may be evicted between two calls, so the next one looks again.
+struct PrefixLookup {
+  // Per group, from block 0 on. Of a windowed group only when the search is complete, and not held.
   std::vector<std::vector<int32_t>> tables;
-  std::vector<int32_t> unreferenced;  // per group: matched blocks that count as available now
+  int32_t walked = 0;      // blocks held in every group without a window
+  int32_t candidate = -1;  // no longer prefix is usable; -1: not known yet
+  bool complete = false;   // the first `candidate` blocks need no computing
 };
 
 class KvCachePool {
@@ -128,15 +133,33 @@ class KvCachePool {
     return static_cast<int32_t>((int64_t{tokens} + config_.block_size - 1) / config_.block_size);
   }
 
-  // The longest usable prefix among the first `limit` blocks of `tokens`; takes no references.
-  PrefixMatch match(PrefixChain& chain, std::span<const int32_t> tokens, int32_t limit) const;
+  // Goes on with a search among the first `limit` blocks of `tokens`, until it is complete or
+  // `left` blocks were looked at (a few more to see a window whole); takes them off `left`. A
+  // search that was complete begins again behind what it holds: more may have been published.
+  bool look_up(PrefixLookup& lookup, PrefixChain& chain, std::span<const int32_t> tokens,
+               int32_t limit, int64_t& left);
+  // Of a complete search since which no block was taken: how many blocks of a group claim() will
+  // make unavailable.
+  int32_t unclaimed(const PrefixLookup& lookup, size_t group) const;
+  // Ends such a search: its tables become those of the sequence, `candidate` entries each (in a
+  // windowed group kNone where no later query reads), and the references are the sequence's.
+  void claim(PrefixLookup& lookup);
+  // Releases what the search holds beyond its first `blocks` blocks.
+  void shorten(PrefixLookup& lookup, int32_t blocks);
 
   void count_query(int64_t queried, int64_t hit);
   KvPoolStats stats() const;
 
  private:
+  bool walk(PrefixLookup& lookup, PrefixChain& chain, std::span<const int32_t> tokens,
+            int32_t limit, int64_t& left);
+  bool check_windows(PrefixLookup& lookup, PrefixChain& chain, std::span<const int32_t> tokens,
+                     int64_t& left) const;
+
   KvPoolConfig config_;
   std::vector<KvGroupBlocks> groups_;
+  std::vector<size_t> unwindowed_;  // groups
+  std::vector<size_t> windowed_;
   PrefixHasher hasher_;
   int64_t hit_tokens_ = 0;
   int64_t queried_tokens_ = 0;

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace trireme {
@@ -39,10 +40,13 @@ class PrefixHasher {
 // The hashes of one sequence's full blocks, each computed when it is first asked for.
 class PrefixChain {
  public:
-  PrefixChain(const PrefixHasher& hasher, uint64_t salt, int32_t block_size)
-      : hasher_(&hasher), root_(hasher.root(salt)), block_size_(block_size) {}
-
-  void reserve(size_t blocks) { hashes_.reserve(blocks); }
+  // `known`: those of the first blocks, where they were computed before.
+  PrefixChain(const PrefixHasher& hasher, uint64_t salt, int32_t block_size,
+              std::vector<PrefixHash> known = {})
+      : hasher_(&hasher),
+        root_(hasher.root(salt)),
+        block_size_(block_size),
+        hashes_(std::move(known)) {}
 
   // `tokens` are the sequence's; they only ever grow, and reach to the end of block `index`.
   PrefixHash at(int32_t index, std::span<const int32_t> tokens) {
@@ -51,6 +55,12 @@ class PrefixChain {
       hashes_.push_back(hasher_->extend(hashes_.empty() ? root_ : hashes_.back(), block));
     }
     return hashes_[index];
+  }
+  std::vector<PrefixHash> take() && { return std::move(hashes_); }  // all that were computed
+  // Those of `count` blocks from `begin` on; valid until another is computed.
+  std::span<const PrefixHash> range(int32_t begin, int32_t count, std::span<const int32_t> tokens) {
+    if (count > 0) at(begin + count - 1, tokens);
+    return std::span<const PrefixHash>(hashes_).subspan(begin, count);
   }
 
  private:

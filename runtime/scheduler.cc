@@ -19,6 +19,7 @@ void validate(const SchedulerConfig& config) {
   check("max_queue", config.max_queue, 1 << 20);
   check("max_context", config.max_context, INT32_MAX);
   check("steps_in_flight", config.steps_in_flight, 256);
+  if (config.max_lookups != 0) check("max_lookups", config.max_lookups, 1 << 30);
 }
 
 int32_t slot_count(const SchedulerConfig& config) {
@@ -27,12 +28,40 @@ int32_t slot_count(const SchedulerConfig& config) {
   return static_cast<int32_t>(std::min<int64_t>(config.max_running, rows * config.steps_in_flight));
 }
 
+int32_t lookup_budget(const SchedulerConfig& config) {
+  return config.max_lookups > 0 ? config.max_lookups : 2048 + 3 * config.max_rows;
+}
+
 Scheduler::Scheduler(const SchedulerConfig& config, const KvPoolConfig& pool) {
   validate(config);
   state_ = std::make_unique<SchedulerState>(config, pool);
 }
 
 Scheduler::~Scheduler() = default;
+
+void Scheduler::prepare(std::span<Sequence> sequences) const {
+  const KvCachePool& pool = state_->pool;
+  const Sequence* last = nullptr;
+  for (Sequence& sequence : sequences) {
+    if (sequence.size() > state_->config.max_context) continue;  // add() will refuse it
+    const int32_t most = most_soon(sequence, state_->config.max_context);
+    sequence.tokens.reserve(most);
+    if (!pool.config().prefix_cache) continue;
+    std::vector<PrefixHash>& hashes = sequence.prefix_hashes;
+    hashes.clear();
+    hashes.reserve(pool.blocks_for(most));
+    if (last != nullptr && last->prefix_salt == sequence.prefix_salt &&
+        last->tokens == sequence.tokens) {
+      hashes = last->prefix_hashes;
+      continue;
+    }
+    last = &sequence;
+    const int32_t blocks = sequence.size() / pool.block_size();
+    PrefixChain chain(pool.hasher(), sequence.prefix_salt, pool.block_size(), std::move(hashes));
+    if (blocks > 0) chain.at(blocks - 1, sequence.tokens);
+    hashes = std::move(chain).take();
+  }
+}
 
 bool Scheduler::add(Sequence sequence) {
   SchedulerState& state = *state_;
@@ -56,8 +85,14 @@ bool Scheduler::add(Sequence sequence) {
     }
   }
   if (state.queued >= state.config.max_queue) return false;
-  const PrefixChain chain(state.pool.hasher(), sequence.prefix_salt, state.pool.block_size());
-  auto entry = state.slab.make(std::move(sequence), chain, state.config.max_context);
+  if (sequence.prefix_hashes.empty()) prepare({&sequence, 1});
+  if (sequence.prefix_hashes.size() > sequence.tokens.size() / state.pool.block_size()) {
+    fail(ErrorCode::kInternal, "sequence id {}: {} prefix hashes of {} tokens", sequence.id,
+         sequence.prefix_hashes.size(), sequence.tokens.size());
+  }
+  PrefixChain chain(state.pool.hasher(), sequence.prefix_salt, state.pool.block_size(),
+                    std::move(sequence.prefix_hashes));
+  auto entry = state.slab.make(std::move(sequence), std::move(chain), state.config.max_context);
   entry->arrival = ++state.arrivals;
   ++state.queued;
   state.park_or_enqueue(*entry);
@@ -77,6 +112,7 @@ void Scheduler::abort(SequenceId id) {
   if (entry.phase == Phase::kWaiting) state.dequeue(entry);
   state.retire(entry);
   state.compact();
+  state.release_ended();
   state.stalled = false;
 }
 
@@ -101,6 +137,8 @@ SchedulerStats Scheduler::stats() const {
   stats.in_flight = static_cast<int32_t>(state.flights.size());
   stats.steps = state.steps;
   stats.preemptions = state.preemptions;
+  stats.lookups = state.lookups;
+  stats.lookups_dropped = state.lookups_dropped;
   stats.kv = state.pool.stats();
   stats.kv_tokens_used = state.kv_tokens_used;
   stats.kv_tokens_allocated = state.kv_tokens_allocated;
@@ -123,6 +161,8 @@ void Scheduler::reset_world() {
     }
   }
   state.compact();
+  state.drop_lookup();
+  state.release_ended(INT64_MAX);
   for (auto& [id, entry] : state.entries) entry->retry_at.clear();
   for (size_t g = 0; g < state.pool.groups(); ++g) state.pool.group(g).forget_prefixes();
   ++state.epoch;
@@ -150,6 +190,15 @@ void Scheduler::check_invariants() const {
       allocated += entry->capacity - int64_t{table.live} * state.pool.block_size();
       for (size_t i = table.live; i < table.blocks.size(); ++i) ++expected[table.blocks[i]];
     }
+    for (const EndedTable& table : state.ended) {
+      if (table.group != g) continue;
+      for (size_t i = table.live; i < table.blocks.size(); ++i) ++expected[table.blocks[i]];
+    }
+    if (state.looking != nullptr && state.pool.config().groups[g].window == 0) {
+      const std::vector<int32_t>& held = state.lookup.tables.at(g);
+      require(static_cast<int32_t>(held.size()) == state.lookup.walked, "a look-up's blocks");
+      for (const int32_t block : held) ++expected[block];
+    }
     state.pool.group(g).check(expected);
   }
   require(used == state.kv_tokens_used && allocated == state.kv_tokens_allocated, "kv_tokens");
@@ -164,6 +213,8 @@ void Scheduler::check_invariants() const {
             "size or newest");
     require(entry->finish() == finish_reason(entry->sequence, state.config.max_context), "finish");
   }
+  require(state.looking == nullptr || state.waiting.contains(state.looking), "a stray look-up");
+  require(!idle() || state.ended.empty(), "idle, but blocks of ended sequences are held");
   int64_t waiting_tokens = 0;
   for (const Entry* entry : state.waiting) waiting_tokens += entry->size;
   require(waiting_tokens == state.waiting_tokens, "waiting_tokens");

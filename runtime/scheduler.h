@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "runtime/kv_cache_pool.h"
@@ -28,6 +29,7 @@ struct SchedulerConfig {
   int32_t max_queue = 1024;    // sequences waiting for their first slot
   int32_t max_context = 2048;  // prompt and generated tokens of one sequence
   int32_t steps_in_flight = 1;
+  int32_t max_lookups = 0;  // cached blocks looked up for newcomers in one step; 0: lookup_budget()
 };
 
 // Throws kInvalidArgument naming the limit.
@@ -37,6 +39,9 @@ void validate(const SchedulerConfig& config);
 // where the rows of that many sequences would leave no budget for prefill: an eighth of the budget
 // (at least 1 token, at most max_chunk) is kept for it.
 int32_t slot_count(const SchedulerConfig& config);
+
+// max_lookups, or a number that keeps planning short beside the rows: 2,048 and 3 for each of max_rows.
+int32_t lookup_budget(const SchedulerConfig& config);
 
 // What happened to a sequence when a result was applied.
 struct SequenceEvent {
@@ -53,6 +58,8 @@ struct SchedulerStats {
   int32_t in_flight = 0;  // plans
   uint64_t steps = 0;
   uint64_t preemptions = 0;
+  uint64_t lookups = 0;          // cached blocks looked up for newcomers
+  uint64_t lookups_dropped = 0;  // newcomers whose search had to begin again
   KvPoolStats kv;
   int64_t kv_tokens_used = 0;       // token positions held by running sequences
   int64_t kv_tokens_allocated = 0;  // slots of the blocks they hold
@@ -66,10 +73,14 @@ class Scheduler {
   Scheduler(const SchedulerConfig& config, const KvPoolConfig& pool);
   ~Scheduler();
 
-  // False if the queue is full. Throws kInvalidArgument if the sequence can never run: prompt over
-  // max_context, or more blocks than the pool owns; kAlreadyExists if its id lives. A sequence that
-  // brings generated tokens goes on from there; if they already end it, its only event comes with
-  // the next take_events().
+  // Does the part of add() that grows with the prompt: its prefix hashes, and room for what will be
+  // generated. Any thread may call it, whatever the others do. Equal prompts are hashed once.
+  void prepare(std::span<Sequence> sequences) const;
+
+  // Calls prepare() for a sequence without hashes. False if the queue is full. Throws
+  // kInvalidArgument if the sequence can never run: prompt over max_context, or more blocks than
+  // the pool owns; kAlreadyExists if its id lives. A sequence that brings generated tokens goes on
+  // from there; if they already end it, its only event comes with the next take_events().
   bool add(Sequence sequence);
 
   // The sequence ends with kAborted: at once if it is not in flight (the event comes with the next

@@ -84,6 +84,7 @@ void Scheduler::apply(const StepResult& result, std::vector<SequenceEvent>& even
     events.push_back(event);
   }
   if (ended) state.compact();
+  state.release_ended();
   flight.rows.clear();
   state.spare_rows.push_back(std::move(flight.rows));
   state.stalled = false;

@@ -18,6 +18,9 @@ constexpr int64_t kSmallestShare = 64;
 // would make a message that holds up every rank. The first one always gets in.
 constexpr int64_t kMaxAdmittedBytes = 16 << 20;
 
+// What it costs to let one in, whatever its length, in look-ups.
+constexpr int64_t kNewcomer = 32;
+
 class Planner {
  public:
   Planner(SchedulerState& state, StepPlan& plan, Flight& flight)
@@ -29,19 +32,22 @@ class Planner {
   void make_room_for_priority();
   void survey();
   void plan_running();
+  void prefetch(size_t index) const;
   void plan_running(size_t index);
   void admit_waiting();
 
-  PrefixMatch match(Entry& entry);
-  bool fits(Entry& entry, const PrefixMatch& match);
+  bool look_up(Entry& entry, bool whole);
+  bool fits(Entry& entry);
   bool may_fit(const Entry& entry) const;
   int64_t init_bytes(const Entry& entry) const;
   int32_t kept_for_running(size_t group) const;
   void promise(const Entry& entry);
-  void admit(Entry& entry, const PrefixMatch& match);
+  void admit(Entry& entry);
+  void announce(Entry& entry);
 
   int32_t chunk(const Entry& entry) const;
   int32_t fit(const Entry& entry, int32_t wanted) const;
+  int32_t make_fit(const Entry& entry, int32_t wanted, size_t index);
   bool preempt_from(size_t first);
   void slide_windows(Entry& entry);
   void emit_decode(Entry& entry);
@@ -58,6 +64,7 @@ class Planner {
   std::vector<FlightRow> prefill_flight_;
   std::vector<int32_t> promised_;  // per KV group: blocks that admitted prefills have yet to take
   int64_t admitted_bytes_ = 0;
+  int64_t lookups_left_ = 0;
   int32_t decode_left_ = 0;  // rows
   int32_t prefill_tokens_left_ = 0;
   int32_t prefill_rows_left_ = 0;
@@ -68,6 +75,7 @@ class Planner {
 
 void Planner::run() {
   victim_end_ = state_.running.size();
+  lookups_left_ = lookup_budget(state_.config);
   make_room_for_priority();
   survey();
   plan_running();
@@ -96,10 +104,10 @@ void Planner::make_room_for_priority() {
   const size_t first = std::partition_point(state_.running.begin(), state_.running.end(),
                                             [&](const Entry* other) { return !outranked(other); }) -
                        state_.running.begin();
+  if (!look_up(head, false)) return;
   bool more = true;
   while (more && state_.running_count >= state_.slots) more = preempt_from(first);
-  while (more && !may_fit(head)) more = preempt_from(first);
-  while (more && !fits(head, match(head))) more = preempt_from(first);
+  while (more && !fits(head)) more = state_.release_ended(256) || preempt_from(first);
   if (!preempted_) return;
   state_.compact();
   victim_end_ = state_.running.size();
@@ -141,7 +149,24 @@ void Planner::survey() {
 
 void Planner::plan_running() {
   std::fill(promised_.begin(), promised_.end(), 0);
-  for (size_t i = 0; i < state_.running.size(); ++i) plan_running(i);
+  for (size_t i = 0; i < state_.running.size(); ++i) {
+    prefetch(i);
+    plan_running(i);
+  }
+}
+
+// A row that begins or fills a block touches more of its sequence than the others.
+void Planner::prefetch(size_t index) const {
+  const size_t far = index + 16;
+  if (far < state_.running.size()) __builtin_prefetch(state_.running[far]);
+  const size_t near = index + 8;
+  if (near >= state_.running.size()) return;
+  Entry& entry = *state_.running[near];
+  if (entry.phase != Phase::kDecode || entry.computed + 1 < entry.capacity) return;
+  __builtin_prefetch(&entry.tail, 1);
+  __builtin_prefetch(&entry.sequence.tokens, 1);
+  __builtin_prefetch(&entry.chain, 1);
+  __builtin_prefetch(&entry.tables, 1);
 }
 
 void Planner::plan_running(size_t index) {
@@ -152,9 +177,7 @@ void Planner::plan_running(size_t index) {
   const int32_t wanted = decode ? 1 : chunk(entry);
   if (wanted > 0) {
     slide_windows(entry);
-    int32_t count = fit(entry, wanted);
-    // Without victims it waits and keeps what it has: those before it will preempt it if they must.
-    while (count == 0 && preempt_from(index + 1)) count = fit(entry, wanted);
+    const int32_t count = make_fit(entry, wanted, index);
     if (count == 0) {
       starved_ = true;
     } else if (decode) {
@@ -167,18 +190,23 @@ void Planner::plan_running(size_t index) {
 }
 
 // Newcomers enter in rank order. The first one that does not fit keeps the others out, so that a
-// long prompt is not overtaken for ever by short ones.
+// long prompt is not overtaken for ever by short ones. How many cached blocks one step looks up is
+// limited: a long look-up goes on in the next one.
 void Planner::admit_waiting() {
   while (!state_.waiting.empty() && state_.running_count < state_.slots) {
     if (prefill_tokens_left_ <= 0 || prefill_rows_left_ <= 0) return;
     Entry& head = **state_.waiting.begin();
+    const bool nothing_else = plan_.rows.empty() && prefill_rows_.empty();
+    if (nothing_else) state_.release_ended(INT64_MAX);
+    if (!nothing_else && lookups_left_ <= 0) return;
     if (!may_fit(head)) return;
     const int64_t bytes = init_bytes(head);
     if (admitted_bytes_ > 0 && admitted_bytes_ + bytes > kMaxAdmittedBytes) return;
-    const PrefixMatch found = match(head);
-    if (!fits(head, found)) return;
-    admit(head, found);
+    if (!look_up(head, nothing_else)) return;
+    if (!fits(head)) return;
+    admit(head);
     admitted_bytes_ += bytes;
+    lookups_left_ -= kNewcomer;
     promise(head);
   }
 }
@@ -192,10 +220,28 @@ int64_t Planner::init_bytes(const Entry& entry) const {
   return kFixed + sampling.list_bytes() + (tables + history) * int64_t{sizeof(int32_t)};
 }
 
-// At least one token is left to compute: its logits choose the next one.
-PrefixMatch Planner::match(Entry& entry) {
+// Goes on with the look-up of the first in the queue; false if this step's share of look-ups is
+// used up before it is complete. It is made `whole` where there is nothing else to compute.
+bool Planner::look_up(Entry& entry, bool whole) {
+  const std::vector<int32_t>& tokens = entry.tokens();
+  if (state_.looking != &entry) {
+    state_.drop_lookup();
+    state_.looking = &entry;
+    state_.lookup.tables.resize(pool_.groups());
+    const int32_t blocks = pool_.blocks_for(most_soon(entry.sequence, state_.config.max_context));
+    for (std::vector<int32_t>& table : state_.lookup.tables) table.reserve(blocks);
+  }
+  // At least one token is left to compute: its logits choose the next one.
   const int32_t limit = state_.may_hit(entry) ? (entry.size - 1) / pool_.block_size() : 0;
-  return pool_.match(entry.chain, entry.tokens(), limit);
+  std::vector<int32_t>& retry_at = entry.retry_at;
+  for (size_t g = 0; g < retry_at.size(); ++g) retry_at[g] -= pool_.group(g).available();
+  const int64_t most = whole || entry.hurried ? INT64_MAX : std::max<int64_t>(0, lookups_left_);
+  int64_t left = most;
+  const bool complete = pool_.look_up(state_.lookup, entry.chain, tokens, limit, left);
+  lookups_left_ -= most - left;
+  state_.lookups += most - left;
+  for (size_t g = 0; g < retry_at.size(); ++g) retry_at[g] += pool_.group(g).available();
+  return complete;
 }
 
 // Blocks that a newcomer must leave: those promised to admitted prefills, and one for each running
@@ -216,12 +262,14 @@ bool Planner::may_fit(const Entry& entry) const {
 }
 
 // Whether there are blocks for all known tokens of a newcomer. Alone it always fits: add() checked.
-bool Planner::fits(Entry& entry, const PrefixMatch& match) {
+// Its look-up is complete, and no block was taken since.
+bool Planner::fits(Entry& entry) {
+  const int32_t found = state_.lookup.candidate;
   entry.retry_at.resize(pool_.groups());
   for (size_t g = 0; g < pool_.groups(); ++g) {
-    const int32_t first = pool_.first_needed(g, match.blocks * pool_.block_size());
-    entry.retry_at[g] = match.unreferenced[g] + pool_.blocks_to_take(g, entry.size, match.blocks,
-                                                                     std::min(first, match.blocks));
+    const int32_t first = std::min(found, pool_.first_needed(g, found * pool_.block_size()));
+    entry.retry_at[g] =
+        pool_.unclaimed(state_.lookup, g) + pool_.blocks_to_take(g, entry.size, found, first);
   }
   return may_fit(entry);
 }
@@ -235,25 +283,29 @@ void Planner::promise(const Entry& entry) {
   }
 }
 
-void Planner::admit(Entry& entry, const PrefixMatch& match) {
+// Gives it a slot and the blocks that its look-up found.
+void Planner::admit(Entry& entry) {
   state_.dequeue(entry);
+  pool_.claim(state_.lookup);
+  state_.looking = nullptr;
+  const int32_t found = state_.lookup.candidate;
+  entry.hurried = false;
   entry.retry_at.clear();
   entry.phase = Phase::kPrefill;
   entry.slot = state_.free_slots.back();
   state_.free_slots.pop_back();
-  entry.computed = match.blocks * pool_.block_size();
+  entry.computed = found * pool_.block_size();
   entry.capacity = entry.computed;
   entry.tables.resize(pool_.groups());
-  entry.reserve(pool_);
   for (size_t g = 0; g < pool_.groups(); ++g) {
     BlockTable& table = entry.tables[g];
-    table.blocks.assign(match.tables[g].begin(), match.tables[g].end());
-    table.live = std::min(match.blocks, pool_.first_needed(g, entry.computed));
-    for (int32_t i = table.live; i < match.blocks; ++i) pool_.group(g).retain(table.blocks[i]);
-    const int64_t held = int64_t{match.blocks - table.live} * pool_.block_size();
+    table.blocks = std::move(state_.lookup.tables[g]);
+    table.live = std::min(found, pool_.first_needed(g, entry.computed));
+    const int64_t held = int64_t{found - table.live} * pool_.block_size();
     state_.kv_tokens_used += held;
     state_.kv_tokens_allocated += held;
   }
+  state_.lookup = {};
   if (!entry.admitted) {
     entry.admitted = true;
     entry.cached = entry.computed;
@@ -263,15 +315,20 @@ void Planner::admit(Entry& entry, const PrefixMatch& match) {
   ++state_.running_count;
   auto& running = state_.running;
   running.insert(std::upper_bound(running.begin(), running.end(), &entry, RanksBefore{}), &entry);
+  announce(entry);
+  emit_chunk(entry, fit(entry, chunk(entry)));
+}
 
+// What the workers must know of a newcomer.
+void Planner::announce(Entry& entry) {
   SlotInit& init = plan_.admitted.emplace_back();
   init.slot = entry.slot;
   init.output_index = entry.sequence.output_index;
   init.prompt_tokens = entry.sequence.prompt_tokens;
   init.sampling = entry.sequence.sampling;
-  init.blocks = match.tables;
+  init.blocks.reserve(entry.tables.size());
+  for (const BlockTable& table : entry.tables) init.blocks.push_back(table.blocks);
   if (init.sampling.needs_counts()) init.history = entry.tokens();
-  emit_chunk(entry, fit(entry, chunk(entry)));
 }
 
 // Tokens of the next prefill row. Where prompt log-probabilities are wanted, a row lies on one side
@@ -296,6 +353,17 @@ int32_t Planner::fit(const Entry& entry, int32_t wanted) const {
     blocks = std::min(blocks, pool_.group(g).available());
   }
   return std::min(wanted, room + blocks * pool_.block_size());
+}
+
+// The same for running[index], which may cost others their blocks: those that have ended, then a
+// newcomer's look-up, then whoever ranks after it. 0: it waits and keeps what it has; those before
+// it will preempt it if they must.
+int32_t Planner::make_fit(const Entry& entry, int32_t wanted, size_t index) {
+  int32_t count = fit(entry, wanted);
+  while (count < wanted && state_.release_ended(64)) count = fit(entry, wanted);
+  if (count == 0 && state_.drop_lookup()) count = fit(entry, wanted);
+  while (count == 0 && preempt_from(index + 1)) count = fit(entry, wanted);
+  return count;
 }
 
 // Preempts the last-ranked of running[first…] that is not in flight; false if there is none. Those

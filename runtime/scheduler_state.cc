@@ -4,8 +4,8 @@
 
 namespace trireme {
 
-Entry::Entry(Sequence from, const PrefixChain& chain, int32_t max_context)
-    : sequence(std::move(from)), chain(chain) {
+Entry::Entry(Sequence from, PrefixChain of_sequence, int32_t max_context)
+    : sequence(std::move(from)), chain(std::move(of_sequence)) {
   const SamplingParams& sampling = sequence.sampling;
   id = sequence.id;
   size = sequence.size();
@@ -27,13 +27,10 @@ const std::vector<int32_t>& Entry::tokens() {
   return sequence.tokens;
 }
 
-void Entry::reserve(const KvCachePool& pool) {
-  constexpr int32_t kAhead = 1024;  // tokens; beyond, vectors grow as vectors do
-  const int32_t most = std::max(size, std::min(max_size, size + kAhead));
-  const auto blocks = static_cast<size_t>(pool.blocks_for(most));
-  sequence.tokens.reserve(most);
-  chain.reserve(blocks);
-  for (BlockTable& table : tables) table.blocks.reserve(blocks);
+int32_t most_soon(const Sequence& sequence, int32_t max_context) {
+  constexpr int32_t kAhead = 1024;
+  const int32_t size = sequence.size();
+  return std::max(size, std::min(final_size(sequence, max_context), size + kAhead));
 }
 
 FinishReason Entry::finish() const {
@@ -48,13 +45,12 @@ FinishReason Entry::finish() const {
   return size >= max_size ? FinishReason::kLength : FinishReason::kNone;
 }
 
-EntrySlab::Pointer EntrySlab::make(Sequence sequence, const PrefixChain& chain,
-                                   int32_t max_context) {
+EntrySlab::Pointer EntrySlab::make(Sequence sequence, PrefixChain chain, int32_t max_context) {
   if (free_.empty()) {
     Room* chunk = chunks_.emplace_back(std::make_unique_for_overwrite<Room[]>(kChunk)).get();
     for (size_t i = kChunk; i > 0; --i) free_.push_back(chunk + i - 1);
   }
-  Entry* entry = new (free_.back()) Entry(std::move(sequence), chain, max_context);
+  Entry* entry = new (free_.back()) Entry(std::move(sequence), std::move(chain), max_context);
   free_.pop_back();
   return Pointer(entry, Delete{this});
 }
@@ -66,17 +62,23 @@ SchedulerState::SchedulerState(const SchedulerConfig& config, const KvPoolConfig
 
 void SchedulerState::release_blocks(Entry& entry) {
   if (!entry.running()) return;
+  leave_slot(entry);
   for (size_t g = 0; g < entry.tables.size(); ++g) {
     BlockTable& table = entry.tables[g];
-    const auto length = static_cast<int64_t>(table.blocks.size());
-    kv_tokens_used -= entry.computed - int64_t{table.live} * pool.block_size();
-    kv_tokens_allocated -= (length - table.live) * pool.block_size();
     // The end of a prefix is useless without its beginning, so it is to be evicted first.
     for (auto i = static_cast<int32_t>(table.blocks.size()) - 1; i >= table.live; --i) {
       pool.group(g).release(table.blocks[i]);
     }
     table.blocks.clear();
     table.live = 0;
+  }
+}
+
+void SchedulerState::leave_slot(Entry& entry) {
+  for (const BlockTable& table : entry.tables) {
+    const auto length = static_cast<int64_t>(table.blocks.size());
+    kv_tokens_used -= entry.computed - int64_t{table.live} * pool.block_size();
+    kv_tokens_allocated -= (length - table.live) * pool.block_size();
   }
   entry.computed = 0;
   entry.capacity = 0;
@@ -94,7 +96,13 @@ void SchedulerState::preempt(Entry& entry) {
 
 void SchedulerState::retire(Entry& entry) {
   leave_siblings(entry);
-  release_blocks(entry);
+  if (looking == &entry) drop_lookup();
+  if (entry.running()) {
+    leave_slot(entry);
+    for (size_t g = 0; g < entry.tables.size(); ++g) {
+      ended.push_back({g, std::move(entry.tables[g].blocks), entry.tables[g].live});
+    }
+  }
   if (!entry.admitted) --queued;
   const auto found = entries.find(entry.id);
   retired.push_back(std::move(found->second));
@@ -104,6 +112,38 @@ void SchedulerState::retire(Entry& entry) {
 void SchedulerState::compact() {
   std::erase_if(running, [](const Entry* entry) { return !entry->running(); });
   retired.clear();
+}
+
+bool SchedulerState::release_ended(int64_t most) {
+  if (ended.empty()) return false;
+  for (; !ended.empty() && most > 0; ended.pop_back()) {
+    EndedTable& table = ended.back();
+    KvGroupBlocks& group = pool.group(table.group);
+    const auto length = static_cast<int64_t>(table.blocks.size());
+    const int64_t end = std::max<int64_t>(table.live, length - most);
+    most -= length - end;
+    for (int64_t i = length; i > end; --i) group.release(table.blocks[i - 1]);
+    table.blocks.resize(end);
+    if (end > table.live) break;
+  }
+  return true;
+}
+
+void SchedulerState::release_ended() {
+  release_ended(entries.empty() ? INT64_MAX : 2 * int64_t{lookup_budget(config)});
+}
+
+bool SchedulerState::drop_lookup() {
+  if (looking == nullptr) return false;
+  looking->retry_at.resize(pool.groups());
+  for (size_t g = 0; g < pool.groups(); ++g) looking->retry_at[g] -= pool.group(g).available();
+  pool.shorten(lookup, 0);
+  for (size_t g = 0; g < pool.groups(); ++g) looking->retry_at[g] += pool.group(g).available();
+  looking->hurried = true;
+  looking = nullptr;
+  lookup = {};
+  ++lookups_dropped;
+  return true;
 }
 
 void SchedulerState::enqueue(Entry& entry) {

@@ -32,7 +32,7 @@ enum class Phase : uint8_t {
 // decode row reads, and applying its result writes the second: with thousands of rows a step costs
 // what it touches.
 struct alignas(64) Entry {
-  Entry(Sequence from, const PrefixChain& chain, int32_t max_context);
+  Entry(Sequence from, PrefixChain of_sequence, int32_t max_context);
 
   SequenceId id = 0;
   int32_t size = 0;       // known tokens
@@ -61,7 +61,10 @@ struct alignas(64) Entry {
   uint64_t arrival = 0;
   PrefixChain chain;
   std::vector<BlockTable> tables;  // per KV group
-  std::vector<int32_t> retry_at;   // per KV group: no admission with fewer available blocks
+  // Per KV group, while it waits: no admission with fewer available blocks. What its look-up holds
+  // is not counted.
+  std::vector<int32_t> retry_at;
+  bool hurried = false;  // its look-up was given up before: the next one is made in one go
 
   bool running() const { return slot >= 0; }
   // Whether some of its known tokens are in no plan yet.
@@ -72,11 +75,13 @@ struct alignas(64) Entry {
     if (tail_size == static_cast<int32_t>(tail.size())) tokens();
   }
   const std::vector<int32_t>& tokens();  // all of them; sequence.tokens is complete from here on
-  // Makes room for what it will generate, so that no decode step copies a long context.
-  void reserve(const KvCachePool& pool);
   // The same as finish_reason(sequence, max_context), from the first cache line.
   FinishReason finish() const;
 };
+
+// The tokens that a sequence may have before vectors of its length grow: some that it will
+// generate, so that no decode step copies a long context.
+int32_t most_soon(const Sequence& sequence, int32_t max_context);
 
 // Memory of entries, side by side: scattered over the heap each would cost a page walk a step.
 class EntrySlab {
@@ -90,7 +95,7 @@ class EntrySlab {
   };
   using Pointer = std::unique_ptr<Entry, Delete>;
 
-  Pointer make(Sequence sequence, const PrefixChain& chain, int32_t max_context);
+  Pointer make(Sequence sequence, PrefixChain chain, int32_t max_context);
 
  private:
   struct alignas(Entry) Room {
@@ -130,6 +135,14 @@ struct Flight {
   std::vector<FlightRow> rows;
 };
 
+// Blocks of a sequence that is gone. They are released a few thousand a step: many long sequences
+// may end at once.
+struct EndedTable {
+  size_t group = 0;
+  std::vector<int32_t> blocks;
+  int32_t live = 0;
+};
+
 // The outputs of a request whose shared prompt is not computed yet.
 struct Siblings {
   Entry* leader = nullptr;
@@ -142,9 +155,17 @@ class SchedulerState {
 
   // Ends of a sequence's time in a slot.
   void release_blocks(Entry& entry);  // all of them, the last ones first
-  void preempt(Entry& entry);         // back to the queue; it stays in `running` until compact()
-  void retire(Entry& entry);          // gone; stays in `running` and `retired` until compact()
+  void leave_slot(Entry& entry);
+  void preempt(Entry& entry);  // back to the queue; it stays in `running` until compact()
+  void retire(Entry& entry);   // gone; stays in `running` and `retired` until compact()
   void compact();
+
+  // Releases up to `most` blocks of ended sequences; false if there are none.
+  bool release_ended(int64_t most);
+  void release_ended();  // as many as a step may; all where no sequence is left
+
+  // Gives up the look-up at hand; false if there is none.
+  bool drop_lookup();
 
   void enqueue(Entry& entry);
   void dequeue(Entry& entry);
@@ -167,6 +188,11 @@ class SchedulerState {
   std::vector<Entry*> running;  // in rank order; those without a slot are removed by compact()
   std::unordered_map<uint64_t, Siblings> siblings;
   std::vector<EntrySlab::Pointer> retired;
+  std::vector<EndedTable> ended;  // the last one is released first
+  // The look-up that was not finished in its step, or found too few blocks for the rest: of the
+  // first in the queue. Running sequences that need its blocks make it begin again.
+  Entry* looking = nullptr;
+  PrefixLookup lookup;
   std::deque<Flight> flights;
   std::vector<std::vector<FlightRow>> spare_rows;  // emptied, for reuse
   std::vector<SequenceEvent> pending_events;
@@ -180,6 +206,8 @@ class SchedulerState {
   uint64_t epoch = 1;
   uint64_t steps = 0;
   uint64_t preemptions = 0;
+  uint64_t lookups = 0;
+  uint64_t lookups_dropped = 0;
   bool stalled = false;  // next() found nothing, and nothing has changed since
 };
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "runtime/prefix_hash.h"
 #include "runtime/sampling_params.h"
 
 namespace trireme {
@@ -21,6 +22,7 @@ struct Sequence {
   std::vector<int32_t> tokens;  // prompt, then generated (a resumed request brings some)
   int32_t prompt_tokens = 0;
   SamplingParams sampling;
+  std::vector<PrefixHash> prefix_hashes;  // of its full blocks; made by Scheduler::prepare()
 
   int32_t size() const { return static_cast<int32_t>(tokens.size()); }
   int32_t generated() const { return size() - prompt_tokens; }

@@ -180,19 +180,42 @@ KvCachePool filled_pool(const KvPoolConfig& config, const std::vector<int32_t>& 
   return pool;
 }
 
-TEST(KvCachePool, MatchStopsAtTheFirstGap) {
+// What a search in one go finds; it lets go of it again.
+struct Found {
+  int32_t blocks = 0;
+  std::vector<std::vector<int32_t>> tables;
+  std::vector<int32_t> unavailable;  // per group: blocks that would be taken out of reach
+};
+
+Found find(KvCachePool& pool, PrefixChain& chain, const std::vector<int32_t>& tokens,
+           int32_t limit) {
+  std::vector<int32_t> before;
+  for (size_t g = 0; g < pool.groups(); ++g) before.push_back(pool.group(g).available());
+  PrefixLookup lookup;
+  int64_t left = 1 << 30;
+  EXPECT_TRUE(pool.look_up(lookup, chain, tokens, limit, left));
+  Found found{lookup.candidate, lookup.tables, {}};
+  for (size_t g = 0; g < pool.groups(); ++g) {
+    found.unavailable.push_back(before[g] - pool.group(g).available() + pool.unclaimed(lookup, g));
+  }
+  pool.shorten(lookup, 0);
+  for (size_t g = 0; g < pool.groups(); ++g) EXPECT_EQ(pool.group(g).available(), before[g]);
+  return found;
+}
+
+TEST(KvCachePool, ALookupStopsAtTheFirstGap) {
   const std::vector<int32_t> tokens = iota(40);
   KvCachePool pool = filled_pool({.block_size = 4, .blocks = {6}}, tokens, 5);
   PrefixChain chain(pool.hasher(), 0, 4);
-  EXPECT_EQ(pool.match(chain, tokens, 9).blocks, 5);
-  EXPECT_EQ(pool.match(chain, tokens, 3).blocks, 3);
-  EXPECT_EQ(pool.match(chain, tokens, 9).unreferenced, std::vector<int32_t>{5});
+  EXPECT_EQ(find(pool, chain, tokens, 9).blocks, 5);
+  EXPECT_EQ(find(pool, chain, tokens, 3).blocks, 3);
+  EXPECT_EQ(find(pool, chain, tokens, 9).unavailable, std::vector<int32_t>{5});
   PrefixChain salted(pool.hasher(), 1, 4);
-  EXPECT_EQ(pool.match(salted, tokens, 9).blocks, 0);
+  EXPECT_EQ(find(pool, salted, tokens, 9).blocks, 0);
   std::vector<int32_t> other = tokens;
   other[9] = 7;
   PrefixChain changed(pool.hasher(), 0, 4);
-  EXPECT_EQ(pool.match(changed, other, 9).blocks, 2);
+  EXPECT_EQ(find(pool, changed, other, 9).blocks, 2);
 }
 
 TEST(KvCachePool, AWindowedGroupNeedsOnlyTheWindow) {
@@ -202,14 +225,79 @@ TEST(KvCachePool, AWindowedGroupNeedsOnlyTheWindow) {
   PrefixChain chain(pool.hasher(), 0, 4);
   // Evict blocks 0 and 1 of the windowed group: it has one free block, then takes them by age.
   for (int32_t i = 0; i < 3; ++i) pool.group(1).take();
-  const PrefixMatch match = pool.match(chain, tokens, 9);
-  EXPECT_EQ(match.blocks, 5);  // position 20 reads 15…20: blocks 3 and 4
-  EXPECT_EQ(match.tables[1][2], kNone);
-  EXPECT_NE(match.tables[1][3], kNone);
-  EXPECT_EQ(match.unreferenced, (std::vector<int32_t>{5, 2}));
+  const Found found = find(pool, chain, tokens, 9);
+  EXPECT_EQ(found.blocks, 5);  // position 20 reads 15…20: blocks 3 and 4
+  EXPECT_EQ(found.tables[1][2], kNone);
+  EXPECT_NE(found.tables[1][3], kNone);
+  EXPECT_EQ(found.unavailable, (std::vector<int32_t>{5, 2}));
   // Position 16 reads 11…16: blocks 2 and 3. Position 12 reads 7…12, and block 1 is gone.
-  EXPECT_EQ(pool.match(chain, tokens, 4).blocks, 4);
-  EXPECT_EQ(pool.match(chain, tokens, 3).blocks, 0);
+  EXPECT_EQ(find(pool, chain, tokens, 4).blocks, 4);
+  EXPECT_EQ(find(pool, chain, tokens, 3).blocks, 0);
+}
+
+// In pieces of any size, with blocks missing anywhere and windows of any width: the longest prefix
+// whose every read is there, and in the end nothing is held that was not found.
+TEST(KvCachePool, ALookupInPiecesFindsTheLongestUsablePrefix) {
+  int longest_is_not_trivial = 0;
+  for (uint64_t seed = 0; seed < 2000; ++seed) {
+    std::mt19937_64 random(seed);
+    const auto pick = [&](int32_t low, int32_t high) {
+      return static_cast<int32_t>(low + random() % (high - low + 1));
+    };
+    KvPoolConfig config{.block_size = pick(1, 4), .groups = {}, .blocks = {}};
+    for (int32_t g = pick(1, 3); g > 0; --g) {
+      config.groups.push_back({pick(0, 1) * pick(1, 20)});
+      config.blocks.push_back(150);
+    }
+    KvCachePool pool(config);
+    const int32_t limit = pick(0, 140);
+    const std::vector<int32_t> tokens = iota(limit * config.block_size + 1);
+    PrefixChain chain(pool.hasher(), 0, config.block_size);
+    std::vector<std::vector<int32_t>> refs(pool.groups());
+    std::vector<std::vector<bool>> there(pool.groups(), std::vector<bool>(limit));
+    for (size_t g = 0; g < pool.groups(); ++g) {
+      refs[g].resize(150);
+      const int32_t gaps = config.groups[g].window == 0 ? pick(0, 1) : pick(0, 30);
+      std::vector<int32_t> taken;
+      for (int32_t i = 0; i < limit; ++i) {
+        there[g][i] = pick(1, 100) > gaps;
+        taken.push_back(pool.group(g).take());
+        if (there[g][i]) pool.group(g).publish(taken.back(), chain.at(i, tokens));
+      }
+      for (const int32_t block : taken) pool.group(g).release(block);
+    }
+    int32_t longest = 0;
+    for (int32_t n = 1; n <= limit; ++n) {
+      bool usable = true;
+      for (size_t g = 0; g < pool.groups(); ++g) {
+        const auto from = there[g].begin() + pool.first_needed(g, n * config.block_size);
+        usable = usable && std::all_of(from, there[g].begin() + n, [](bool b) { return b; });
+      }
+      if (usable) longest = n;
+    }
+    PrefixLookup lookup;
+    int64_t left = 0;
+    for (int32_t piece = 0; !pool.look_up(lookup, chain, tokens, limit, left); ++piece) {
+      ASSERT_LT(piece, 4 * 140) << "seed " << seed;
+      left = pick(1, 40);
+    }
+    ASSERT_EQ(lookup.candidate, longest) << "seed " << seed;
+    pool.claim(lookup);
+    for (size_t g = 0; g < pool.groups(); ++g) {
+      const std::vector<int32_t>& table = lookup.tables[g];
+      ASSERT_EQ(static_cast<int32_t>(table.size()), longest);
+      const int32_t first = pool.first_needed(g, longest * config.block_size);
+      for (int32_t i = 0; i < longest; ++i) {
+        ASSERT_EQ(table[i] != kNone, i >= first) << "seed " << seed << " group " << g;
+        if (table[i] == kNone) continue;
+        ASSERT_EQ(table[i], pool.group(g).find(chain.at(i, tokens)));
+        ++refs[g][table[i]];
+      }
+      ASSERT_NO_THROW(pool.group(g).check(refs[g])) << "seed " << seed;
+    }
+    longest_is_not_trivial += longest > 0 && longest < limit;
+  }
+  EXPECT_GT(longest_is_not_trivial, 200);
 }
 
 TEST(KvCachePool, BlocksToFinishIsTheWorstThatAnyPositionReads) {

@@ -37,7 +37,8 @@ class Schedule {
     finish();
   }
 
-  static int64_t preemptions, hits, resets;  // what the schedules covered
+  // What the schedules covered.
+  static int64_t preemptions, hits, resets, long_lookups, dropped_lookups;
 
  private:
   int32_t pick(int32_t low, int32_t high) {
@@ -54,6 +55,7 @@ class Schedule {
     config.max_queue = pick(2, 12);
     config.max_context = pick(6, 60);
     config.steps_in_flight = chance(40) ? 1 : pick(2, 4);
+    config.max_lookups = chance(40) ? 0 : pick(1, 6);
     return config;
   }
 
@@ -191,7 +193,10 @@ class Schedule {
     const bool full = static_cast<int32_t>(results_.size()) >= config_.steps_in_flight;
     const bool nothing = scheduler_.stats().waiting == 0 && scheduler_.stats().running == 0;
     const size_t admitted = worker_.admitted.size();
-    if (!scheduler_.next(plan)) {
+    const SchedulerStats before = scheduler_.stats();
+    const bool planned = scheduler_.next(plan);
+    check_lookups(plan, before, scheduler_.stats());
+    if (!planned) {
       require(full || nothing || !results_.empty(), "stuck: nothing in flight and nothing planned");
       require(!scheduler_.can_plan(), "can_plan() after next() found nothing");
       if (!results_.empty()) apply();
@@ -207,6 +212,18 @@ class Schedule {
     results_.push_back(std::move(pending));
     for (size_t i = admitted; i < worker_.admitted.size(); ++i)
       check_admission(worker_.admitted[i]);
+  }
+
+  // However long the prompts are, one step looks up no more than it may; but all of a prompt where
+  // there is nothing else to compute, or where an earlier search for it was given up.
+  void check_lookups(const StepPlan& plan, const SchedulerStats& before,
+                     const SchedulerStats& after) {
+    const auto looked = static_cast<int64_t>(after.lookups - before.lookups);
+    long_lookups += looked > 0 && plan.admitted.empty();
+    if (plan.rows.size() == plan.admitted.size() || after.lookups_dropped > 0) return;
+    int64_t windows = 0;  // seen whole, before the work is counted
+    for (const KvSpec& group : pool_.groups) windows += group.window / pool_.block_size + 2;
+    require(looked <= lookup_budget(config_) + 2 * windows, "a step looks up too many blocks");
   }
 
   // Nobody is let in before one that ranks before it (siblings of a request wait for each other).
@@ -269,6 +286,7 @@ class Schedule {
     require(stats.kv.used == 0, "blocks are still used");
     require(stats.waiting == 0 && stats.running == 0, "sequences are left");
     preemptions += static_cast<int64_t>(stats.preemptions);
+    dropped_lookups += static_cast<int64_t>(stats.lookups_dropped);
     for (const auto& [id, state] : states_) {
       const sim::Truth& truth = worker_.truths.at(id);
       const std::vector<int32_t> wanted(truth.tokens.begin() + truth.given.prompt_tokens,
@@ -331,6 +349,8 @@ class Schedule {
 int64_t Schedule::preemptions = 0;
 int64_t Schedule::hits = 0;
 int64_t Schedule::resets = 0;
+int64_t Schedule::long_lookups = 0;
+int64_t Schedule::dropped_lookups = 0;
 
 // TRIREME_SCHEDULES sets another number, TRIREME_SCHEDULE_SEED the first seed.
 uint64_t from_environment(const char* name, uint64_t otherwise) {
@@ -358,12 +378,17 @@ TEST(SchedulerProperty, RandomSchedulesEndAsIfEachSequenceRanAlone) {
   }
   RecordProperty("preemptions", std::to_string(Schedule::preemptions));
   RecordProperty("hits", std::to_string(Schedule::hits));
-  printf("preemptions %ld, sequences with hits %ld, worlds reset %ld\n", Schedule::preemptions,
-         Schedule::hits, Schedule::resets);
+  printf(
+      "preemptions %ld, sequences with hits %ld, worlds reset %ld, look-ups of several steps %ld, "
+      "given up %ld\n",
+      Schedule::preemptions, Schedule::hits, Schedule::resets, Schedule::long_lookups,
+      Schedule::dropped_lookups);
   if (count < 1000) return;
   EXPECT_GT(Schedule::preemptions, static_cast<int64_t>(count / 10));
   EXPECT_GT(Schedule::hits, static_cast<int64_t>(count / 10));
   EXPECT_GT(Schedule::resets, 0);
+  EXPECT_GT(Schedule::long_lookups, static_cast<int64_t>(count / 10));
+  EXPECT_GT(Schedule::dropped_lookups, static_cast<int64_t>(count / 100));
 }
 
 }  // namespace
