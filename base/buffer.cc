@@ -19,9 +19,8 @@ Buffer::Buffer(size_t bytes) : size_(bytes) {
   auto* pointer = rounded < bytes ? nullptr : std::aligned_alloc(alignment, rounded);
   if (pointer == nullptr) fail(ErrorCode::kResourceExhausted, "cannot allocate {} bytes", bytes);
   if (alignment == kHugePage) madvise(pointer, rounded, MADV_HUGEPAGE);
-  data_.reset(static_cast<std::byte*>(pointer));
+  owner_ = std::shared_ptr<void>(pointer, [](void* memory) { std::free(memory); });
+  data_ = static_cast<std::byte*>(pointer);
 }
-
-void Buffer::Free::operator()(std::byte* pointer) const { std::free(pointer); }
 
 }  // namespace trireme

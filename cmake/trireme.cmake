@@ -7,8 +7,8 @@ endif()
 
 add_library(trireme_options INTERFACE)
 target_include_directories(trireme_options INTERFACE ${PROJECT_SOURCE_DIR})
-target_compile_options(trireme_options INTERFACE -Wall -Wextra -ffp-contract=off
-                       $<$<BOOL:${TRIREME_WERROR}>:-Werror>)
+target_compile_options(trireme_options INTERFACE
+  $<$<COMPILE_LANGUAGE:C,CXX>:-Wall -Wextra -ffp-contract=off $<$<BOOL:${TRIREME_WERROR}>:-Werror>>)
 if(TRIREME_SANITIZE)
   # At -O2 the vector kernels take GCC minutes each when instrumented.
   target_compile_options(trireme_options INTERFACE -O1 -fsanitize=${TRIREME_SANITIZE}

@@ -2,20 +2,29 @@
 // lands there first, and one test body runs on every backend.
 //
 // Ops take views and never allocate per call (a backend may keep scratch that grows to the largest
-// batch seen). Activations are [tokens, features], row-major. All views of one call are of one
-// dtype, the backend's activation_dtype(), unless said otherwise. Shapes are the caller's promise
-// (checked by assertions in debug builds); unsupported combinations are refused by make_weight and
-// by supports_kv, at load, never mid-step.
+// batch seen). Activations are [tokens, features], row-major, of the backend's activation_dtype();
+// the residual stream and logits are float32 everywhere. Shapes are the caller's promise (checked
+// by assertions in debug builds); unsupported combinations are refused by make_weights and by
+// supports_kv, at load, never mid-step.
+//
+// Pointers to weights, norms, frequencies and views are to the backend's own memory (allocate,
+// upload). What comes from the plan of a step (tokens, rows, block tables) is host memory; a device
+// backend has copied it in begin_step() and knows it again by its address. Device ops are queued on
+// stream(), in order, and have finished when read_back() or synchronize() returns.
 //
 // Row independence: on the CPU backend the result for a row depends neither on the other rows of
 // the call nor on how a prompt is cut into chunks; sums run in one fixed order. This is what makes
 // "the same tokens whatever the batch" exact.
 #pragma once
 
+#include <compare>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/matrix_view.h"
 #include "kernels/weight.h"
@@ -49,9 +58,10 @@ struct KvLayerView {
   int kv_heads = 0;
   int head_dim = 0;
   int block_size = 0;  // tokens a block
+  int64_t blocks = 0;  // of the cache; used by device backends only
 };
 
-// Consecutive tokens of one sequence within a step's flattened token batch.
+// Consecutive tokens of one sequence within a step's flattened token batch. Host memory.
 struct AttentionRow {
   int32_t token_begin = 0;  // first row of the batch
   int32_t count = 0;        // tokens; 1 in decode
@@ -73,13 +83,39 @@ struct QkvPrepare {
 };
 
 struct AttentionParams {
-  int q_heads = 0;         // a multiple of the layer's kv_heads on this rank
-  float scale = 0.0f;      // usually 1/sqrt(head_dim)
-  int window = 0;          // a token sees positions > p - window; 0 = all
-  float softcap = 0.0f;    // s = softcap * tanh(s / softcap); 0 = off
+  int q_heads = 0;       // a multiple of the layer's kv_heads on this rank
+  float scale = 0.0f;    // usually 1/sqrt(head_dim)
+  int window = 0;        // a token sees positions > p - window; 0 = all
+  float softcap = 0.0f;  // s = softcap * tanh(s / softcap); 0 = off
 };
 
 enum class Activation : uint8_t { kSilu, kGeluTanh };
+
+// What a step's plan says, in host memory that stays as it is until the next begin_step().
+struct StepInputs {
+  std::span<const int32_t> tokens;
+  // Per KV group: the step's rows, decode rows first, with that group's block tables.
+  std::span<const std::vector<AttentionRow>> groups;
+  std::span<const int> windows;           // per KV group, as AttentionParams::window
+  std::span<const int32_t> logit_tokens;  // rows of the batch whose logits are wanted
+  // Of the KV cache.
+  int kv_heads = 0;
+  int head_dim = 0;
+  int block_size = 0;
+};
+
+// A backend's own memory, for the account of a start; host memory is accounted elsewhere.
+struct DeviceMemory {
+  int64_t free = 0;
+  int64_t total = 0;
+};
+
+// What makes a step's work the same as an earlier one's, beside the number of rows.
+struct RepeatKey {
+  int64_t rows = 0;
+  bool logits = false;  // with the head
+  auto operator<=>(const RepeatKey&) const = default;
+};
 
 // One candidate of a row: a logit and the token it belongs to (global id).
 struct Candidate {
@@ -95,24 +131,75 @@ class Backend {
   virtual DType activation_dtype() const = 0;
   virtual bool supports_kv(DType dtype, int head_dim) const = 0;
 
+  // Logits are computed for so many rows at a time: a prompt's log-probabilities need scratch for
+  // this many rows of the vocabulary and no more.
+  virtual int64_t max_logit_rows() const { return 64; }
+  // Tensor-parallel parts of the feed-forward are cut at multiples of this.
+  virtual int64_t width_multiple() const { return 1; }
+  // Nothing for host memory.
+  virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
+  // Uninitialized memory, aligned for any op. Throws kResourceExhausted.
+  virtual Buffer allocate(size_t bytes) { return Buffer(bytes); }
+  // A copy of `values` (norms, biases, frequencies).
+  virtual Buffer upload(std::span<const float> values);
+  // The native stream that ops are queued on; null: ops have finished when they return.
+  virtual void* stream() const { return nullptr; }
+  virtual void synchronize() {}
+  // `view` (float32, contiguous rows) where the host can read and write it: the view itself, or a
+  // copy that stays until the next call, after everything queued has finished.
+  virtual MatrixView read_back(MatrixView view) { return view; }
+
   // Packs a slice for linear() (and embed()), at the slice's own size up to alignment.
   // Throws kUnimplemented for a format this backend cannot hold.
   virtual Weight make_weight(const WeightSlice& slice) = 0;
+  // Bytes that such a slice will take.
+  virtual int64_t weight_bytes(const WeightSlice& slice) const;
+  // Slices that are multiplied with the same x: a backend may keep them as one matrix.
+  virtual std::vector<Weight> make_weights(std::span<const WeightSlice> slices);
+
+  // A step's inputs are known: before any op that names them.
+  virtual void begin_step(const StepInputs& /*inputs*/) {}
+  // Decode rows (count 1 each) that a step of `rows` such rows should be padded to, so that
+  // repeat() finds the same work again.
+  virtual int64_t padded_rows(int64_t rows) const { return rows; }
+  // Does `work`, a fixed sequence of ops on fixed views for `rows` decode rows. A backend may
+  // record it at the first call with a key and replay it later without calling `work`.
+  virtual void repeat(const RepeatKey& /*key*/, const std::function<void()>& work) { work(); }
 
   // out[i] = row tokens[i] - vocab_begin of table, or zeros where that row is not of this slice;
-  // times `scale`.
+  // times `scale`. out is float32, of the residual stream, and may have more rows than tokens.
   virtual void embed(std::span<const int32_t> tokens, const Weight& table, int64_t vocab_begin,
                      float scale, MatrixView out) = 0;
 
-  // out = x / rms(x) * weight, rms over cols with eps inside the root. out may be x.
+  // out = x / rms(x) * weight, rms over cols with eps inside the root; x is float32. out may be x.
   virtual void rms_norm(MatrixView x, const float* weight, float eps, MatrixView out) = 0;
 
   // residual += delta; out = rms_norm(residual). weight == nullptr: only the addition.
+  // residual is float32.
   virtual void add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
                             MatrixView out) = 0;
 
-  // Several weights that share x, in one go (QKV, gate+up).
+  // Several weights that share x, in one go (QKV, gate+up). A part's out is of the activation type
+  // or float32 (logits, and the residual stream with `accumulate`).
   virtual void linear(MatrixView x, std::span<const LinearPart> parts) = 0;
+
+  // linear(rms_norm(x)): x is float32. `normed` is scratch in the activation type.
+  virtual void norm_linear(MatrixView x, const float* norm, float eps, MatrixView normed,
+                           std::span<const LinearPart> parts) {
+    rms_norm(x, norm, eps, normed);
+    linear(normed, parts);
+  }
+
+  // parts[0].out = activation(x W_0ᵀ) * (x W_1ᵀ); parts[1].out is scratch. With `norm`, x is
+  // float32 and is normalized first (into `normed`); without, it is of the activation type.
+  virtual void gated_linear(MatrixView x, const float* norm, float eps, MatrixView normed,
+                            std::span<const LinearPart, 2> parts, Activation activation) {
+    if (norm != nullptr) {
+      rms_norm(x, norm, eps, normed);
+    }
+    linear(norm != nullptr ? normed : x, parts);
+    gated_activation(parts[0].out, parts[1].out, activation, parts[0].out);
+  }
 
   virtual void prepare_qkv(const QkvPrepare& qkv, std::span<const AttentionRow> rows,
                            const KvLayerView& kv) = 0;
@@ -122,12 +209,23 @@ class Backend {
                                std::span<const AttentionRow> rows, const KvLayerView& kv,
                                MatrixView out) = 0;
 
+  // prepare_qkv and paged_attention; q is scratch afterwards.
+  virtual void attention(const QkvPrepare& qkv, const AttentionParams& params,
+                         std::span<const AttentionRow> rows, const KvLayerView& kv,
+                         MatrixView out) {
+    prepare_qkv(qkv, rows, kv);
+    paged_attention(qkv.q, params, rows, kv, out);
+  }
+
   // out = activation(gate) * up. out may be gate.
   virtual void gated_activation(MatrixView gate, MatrixView up, Activation activation,
                                 MatrixView out) = 0;
 
-  // to row i of out: row indices[i] of x (the last token of each sequence, before the head).
+  // to row i of out: row indices[i] of x (the last token of each sequence, before the head); both
+  // float32.
   virtual void gather_rows(MatrixView x, std::span<const int32_t> indices, MatrixView out) = 0;
+
+  virtual void fill_zero(MatrixView x) = 0;
 };
 
 // Instruction sets of the CPU backend, weakest first.

@@ -10,6 +10,17 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
       ->required();
   command.add_option("--layout", options.layout,
                      "tensor=2,pipeline=2 or a TOML file; chosen and reported if not given");
+  command
+      .add_option("--device", options.device,
+                  "cpu, cuda, or auto: cuda where every rank has a GPU of its own")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->envname("TRIREME_DEVICE")
+      ->capture_default_str();
+  command
+      .add_option("--load-format", options.load_format,
+                  "auto: the files' weights; dummy: random ones of config.json's shapes")
+      ->check(CLI::IsMember({"auto", "dummy"}))
+      ->capture_default_str();
   command.add_option("--threads", options.threads, "Compute threads per rank (0: cores / ranks)");
   command
       .add_option_function<std::string>(

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "kernels/cuda_module.h"
 #include "runtime/instance_memory.h"
 #include "runtime/instance_phase.h"
 #include "runtime/instance_tokenizer.h"
@@ -26,8 +27,8 @@ int32_t default_threads(int local_size) {
   return std::max(1, limits.bound ? limits.cores : limits.cores / std::max(1, local_size));
 }
 
-SchedulerConfig scheduler_config_of(const InstanceOptions& options, int pipeline) {
-  SchedulerConfig config = profile(options.profile);
+SchedulerConfig scheduler_config_of(const InstanceOptions& options, int pipeline, bool gpu) {
+  SchedulerConfig config = profile(options.profile, gpu);
   const auto override_with = [](int32_t& limit, int32_t value) {
     if (value > 0) limit = value;
   };
@@ -50,7 +51,7 @@ int32_t context_wish(const InstanceOptions& options, const ModelConfig& config) 
   return options.max_context > 0 ? options.max_context : config.max_context;
 }
 
-DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source) {
+DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source, bool gpu) {
   if (options.kv_dtype == "f32") return DType::kF32;
   if (options.kv_dtype == "f16") return DType::kF16;
   if (options.kv_dtype == "bf16") return DType::kBF16;
@@ -58,6 +59,7 @@ DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source) {
     fail(ErrorCode::kInvalidArgument, "kv_dtype: '{}' is not auto, f32, f16 or bf16",
          options.kv_dtype);
   }
+  if (gpu) return DType::kBF16;
   const auto weight = source.find("layers.0.q.weight");
   return weight && weight->format == QuantFormat::kF32 ? DType::kF32 : DType::kF16;
 }
@@ -70,23 +72,28 @@ int64_t kept_tokens(int window, int32_t context, const SchedulerConfig& config) 
 }  // namespace
 
 struct Instance::State {
-  State(std::unique_ptr<Communicator> world_control, int local, int max_local,
+  State(std::unique_ptr<Communicator> world_control, int rank_on_host, int local, int max_local,
         const InstanceOptions& instance_options)
       : control(std::move(world_control)),
+        local_rank(rank_on_host),
         local_size(local),
         max_local_size(max_local),
         options(instance_options) {}
 
+  bool decide_gpu();
   void open();
   void plan_memory();
   void load();
   void report() const;
   MemoryNeeds memory_needs() const;
+  std::string fitting_layout(int64_t memory) const;
   DecoderWeights load_with_progress();
 
   std::unique_ptr<Communicator> control;  // until `world` takes it
+  int local_rank;  // also the index of this rank's GPU; -1: no GPU is ever used
   int local_size;
   int max_local_size;
+  bool gpu = false;
   InstanceOptions options;
   std::unique_ptr<WeightSource> source;
   std::unique_ptr<Tokenizer> tokenizer;
@@ -99,41 +106,73 @@ struct Instance::State {
   KvPoolConfig kv_pool;
   DType kv_dtype = DType::kF32;
   int64_t weight_size = 0;
+  int64_t scratch_size = 0;
   int64_t kv_size = 0;
   std::unique_ptr<Worker> worker;
   std::unique_ptr<Engine> engine;
 };
 
+// The same answer on all ranks: cuda if it is asked for, or if every rank has a GPU of its own.
+bool Instance::State::decide_gpu() {
+  if (options.device == "cpu") return false;
+  if (options.device != "cuda" && options.device != "auto") {
+    fail(ErrorCode::kInvalidArgument, "device: '{}' is not auto, cpu or cuda", options.device);
+  }
+  if (local_rank < 0) {
+    if (options.device == "auto") return false;
+    fail(ErrorCode::kInvalidArgument, "device: this world of threads has no GPUs");
+  }
+  return true;
+}
+
 // Everything that can be wrong without touching a weight.
 void Instance::State::open() {
   const int rank = control->rank();
+  bool wanted = false;
+  together(*control, [&] { wanted = decide_gpu(); });
+  if (wanted) {
+    const int mine = cuda_device_count();
+    const uint8_t has = local_rank < mine ? 1 : 0;
+    std::vector<uint8_t> all(static_cast<size_t>(control->size()));
+    control->all_gather(std::as_bytes(std::span(&has, 1)), std::as_writable_bytes(std::span(all)));
+    gpu = std::all_of(all.begin(), all.end(), [](uint8_t one) { return one != 0; });
+    together(*control, [&] {
+      if (has != 0 || options.device == "auto") return;
+      if (mine == 0) fail(ErrorCode::kUnavailable, "device: no GPU ({})", cuda_unavailable());
+      fail(ErrorCode::kInvalidArgument,
+           "device: rank {} is number {} of its host, which has {} GPU{}: each rank needs its own",
+           rank, local_rank + 1, mine, mine == 1 ? "" : "s");
+    });
+  }
   together(*control, [&] {
-    source = open_model(options.model);
-    const ModelShape shape = model_shape(*source);
+    source = open_model(options.model, options.load_format);
+    const int threads = options.threads > 0 ? options.threads : default_threads(local_size);
+    if (options.threads < 0 || options.threads > 1024) {
+      fail(ErrorCode::kInvalidArgument, "threads: {} is not in [0, 1024]", options.threads);
+    }
+    pool = std::make_unique<ThreadPool>(threads);
+    backend = gpu ? make_cuda_backend(*pool, local_rank)
+                  : make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
+    const ModelShape shape = model_shape(*source, backend->width_multiple());
     const LayoutSpec spec = options.layout.empty()
                                 ? choose_layout(shape, control->size(), max_local_size)
                                 : parse_layout(options.layout);
     layout = make_layout(spec, shape, control->size());
-    scheduler = scheduler_config_of(options, layout.pipeline());
+    scheduler = scheduler_config_of(options, layout.pipeline(), gpu);
     scheduler.max_context = context_wish(options, source->config());
     validate(scheduler);
     if (options.block_size < 1 || options.block_size > 1024) {
       fail(ErrorCode::kInvalidArgument, "block_size: {} is not in [1, 1024]", options.block_size);
     }
-    if (options.threads < 0 || options.threads > 1024) {
-      fail(ErrorCode::kInvalidArgument, "threads: {} is not in [0, 1024]", options.threads);
-    }
-    kv_dtype = kv_dtype_of(options, *source);
+    kv_dtype = kv_dtype_of(options, *source, gpu);
     if (rank == 0) tokenizer = open_tokenizer(options.model, source->config().vocab);
-    const int threads = options.threads > 0 ? options.threads : default_threads(local_size);
-    pool = std::make_unique<ThreadPool>(threads);
-    backend = make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
     if (!backend->supports_kv(kv_dtype, source->config().head_dim)) {
       fail(ErrorCode::kUnimplemented, "kv_dtype: {} with head_dim {} is not supported by {}",
            to_string(kv_dtype), source->config().head_dim, backend->description());
     }
   });
   world = make_world(std::move(control), layout);
+  if (gpu) connect_devices(world, local_rank);
   if (rank == 0) {
     const ModelConfig& config = source->config();
     log::info("model {} ({}): {} layers, hidden {}, {} heads, {} KV heads, vocabulary {}",
@@ -144,14 +183,36 @@ void Instance::State::open() {
   }
 }
 
+// The smallest world, up to 64 ranks, whose GPUs of `memory` bytes each hold the weights and leave
+// a tenth for the KV cache; in words.
+std::string Instance::State::fitting_layout(int64_t memory) const {
+  const ModelShape shape = model_shape(*source, backend->width_multiple());
+  for (int ranks = 1; ranks <= 64; ranks *= 2) {
+    try {
+      const ParallelLayout tried = make_layout(choose_layout(shape, ranks, 8), shape, ranks);
+      int64_t most = 0;
+      for (int rank = 0; rank < ranks; ++rank) {
+        most = std::max(most, trireme::weight_bytes(*source, tried, rank, *backend));
+      }
+      if (most > memory / 10 * 8) continue;
+      return fmt::format("{} ranks with layout {} would fit", ranks, tried.describe());
+    } catch (const Error&) {  // no layout for so many ranks
+    }
+  }
+  return "no layout of up to 64 such GPUs would fit";
+}
+
 MemoryNeeds Instance::State::memory_needs() const {
   const ModelConfig& config = source->config();
   MemoryNeeds needs;
-  needs.weights = trireme::weight_bytes(*source, world.layout, world.rank);
-  needs.scratch = kProcessBytes +
-                  Decoder::scratch_bytes(config, world.layout, world.rank, scheduler.token_budget,
-                                         std::min(scheduler.token_budget, kMaxLogitRows));
+  needs.weights = trireme::weight_bytes(*source, world.layout, world.rank, *backend);
+  needs.scratch =
+      kProcessBytes +
+      Decoder::scratch_bytes(config, world.layout, world.rank, *backend, scheduler.token_budget,
+                             std::min<int64_t>(scheduler.token_budget, backend->max_logit_rows()));
   needs.kv_memory = options.kv_memory;
+  needs.device = backend->device_memory();
+  if (gpu) needs.advice = fitting_layout(needs.device->total);
   const int32_t least =
       options.max_context > 0 ? options.max_context : std::min(kLeastContext, config.max_context);
   const auto blocks_for = [&](int64_t tokens) {
@@ -188,18 +249,27 @@ void Instance::State::plan_memory() {
     scheduler.max_context = static_cast<int32_t>(std::min<int64_t>(scheduler.max_context, tokens));
   }
   weight_size = needs.weights;
+  scratch_size = needs.scratch;
 }
 
 DecoderWeights Instance::State::load_with_progress() {
   using Clock = std::chrono::steady_clock;
-  auto next = Clock::now() + std::chrono::seconds(1);
+  const auto begin = Clock::now();
+  auto next = begin + std::chrono::seconds(1);
   const bool tells = world.rank == 0;
-  return load_weights(*source, world.layout, world.rank, *backend,
-                      [&](int64_t done, int64_t total) {
-                        if (!tells || Clock::now() < next) return;
-                        next = Clock::now() + std::chrono::seconds(1);
-                        log::info("loading weights: {}%", done * 100 / std::max<int64_t>(1, total));
-                      });
+  DecoderWeights weights =
+      load_weights(*source, world.layout, world.rank, *backend, [&](int64_t done, int64_t total) {
+        if (!tells || Clock::now() < next) return;
+        next = Clock::now() + std::chrono::seconds(1);
+        log::info("loading weights: {}%", done * 100 / std::max<int64_t>(1, total));
+      });
+  backend->synchronize();
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+  if (tells) {
+    log::info("weights loaded: {} in {:.1f} s, {:.2f} GB/s", format_bytes(weights.bytes()), seconds,
+              static_cast<double>(weights.bytes()) / 1e9 / std::max(seconds, 1e-9));
+  }
+  return weights;
 }
 
 void Instance::State::load() {
@@ -210,7 +280,7 @@ void Instance::State::load() {
     weights = load_with_progress();
     cache = std::make_unique<KvCache>(config, groups, world.layout.stage(world.rank).layers,
                                       static_cast<int>(world.shard().kv_heads.count), kv_dtype,
-                                      options.block_size, kv_pool.blocks);
+                                      options.block_size, kv_pool.blocks, *backend);
   });
   weight_size = weights.bytes();
   kv_size = cache->bytes();
@@ -233,8 +303,9 @@ void Instance::State::report() const {
       tokens = std::min(tokens, int64_t{kv_pool.blocks[g]} * kv_pool.block_size);
     }
   }
-  log::info("backend {}; weights {} and KV cache {} ({}) on rank 0", backend->description(),
-            format_bytes(weight_size), format_bytes(kv_size), to_string(kv_dtype));
+  log::info("backend {}; weights {}, workspace {} and KV cache {} ({}) on rank 0",
+            backend->description(), format_bytes(weight_size), format_bytes(scratch_size),
+            format_bytes(kv_size), to_string(kv_dtype));
   if (tokens != INT64_MAX) log::info("KV capacity {} tokens", tokens);
   log::info("profile {}: budget {} tokens a step, {} sequences, context {}, {} steps in flight",
             options.profile, scheduler.token_budget, slot_count(scheduler), scheduler.max_context,
@@ -242,12 +313,19 @@ void Instance::State::report() const {
 }
 
 Instance::Instance(const MpiEnvironment& environment, const InstanceOptions& options)
-    : Instance(environment.make_control(), environment.local_size(), environment.max_local_size(),
-               options) {}
+    : state_(std::make_unique<State>(environment.make_control(), environment.local_rank(),
+                                     environment.local_size(), environment.max_local_size(),
+                                     options)) {
+  bring_up();
+}
 
 Instance::Instance(std::unique_ptr<Communicator> control, int local_size, int max_local_size,
                    const InstanceOptions& options)
-    : state_(std::make_unique<State>(std::move(control), local_size, max_local_size, options)) {
+    : state_(std::make_unique<State>(std::move(control), -1, local_size, max_local_size, options)) {
+  bring_up();
+}
+
+void Instance::bring_up() {
   state_->open();
   state_->plan_memory();
   state_->load();

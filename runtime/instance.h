@@ -20,8 +20,12 @@
 namespace trireme {
 
 struct InstanceOptions {
-  std::string model;          // .gguf file or Hugging Face directory
-  std::string layout;         // as parse_layout; empty: chosen
+  std::string model;            // .gguf file or Hugging Face directory
+  std::string layout;           // as parse_layout; empty: chosen
+  std::string device = "auto";  // cpu, cuda; auto: cuda where every rank has a GPU of its own
+  // "auto": the files' weights. "dummy": random weights of the shapes in config.json, for work on
+  // performance without a checkpoint.
+  std::string load_format = "auto";
   int threads = 0;            // compute threads of this rank; 0: cores / local ranks
   std::optional<CpuIsa> isa;  // default: the best of the machine
   std::string profile = "balanced";
@@ -29,7 +33,8 @@ struct InstanceOptions {
   int32_t token_budget = 0, max_chunk = 0, max_rows = 0, max_running = 0, max_queue = 0;
   int32_t max_context = 0;  // 0: the model's, as far as the KV memory allows
   int32_t block_size = 16;
-  std::string kv_dtype = "auto";  // auto: f32 for float32 weights, else f16; f32, f16, bf16
+  std::string kv_dtype = "auto";  // f32, f16, bf16; auto: on CPU f32 for float32 weights, else
+                                  // f16; on GPU bf16
   int64_t kv_memory = 0;          // bytes per rank; 0: what max_running sequences can use, at most
                                   // a share of the free memory
   bool prefix_cache = true;
@@ -42,7 +47,7 @@ class Instance {
   // before anything is loaded: kInvalidArgument for a wrong layout, kResourceExhausted stating
   // how much is missing on which host. An error on one rank is thrown on every rank.
   Instance(const MpiEnvironment& environment, const InstanceOptions& options);
-  // The same over any control communicator: for thread worlds in tests.
+  // The same over any control communicator, on CPU: for thread worlds in tests.
   Instance(std::unique_ptr<Communicator> control, int local_size, int max_local_size,
            const InstanceOptions& options);
   ~Instance();
@@ -61,6 +66,7 @@ class Instance {
   int64_t kv_bytes() const;
 
  private:
+  void bring_up();
   struct State;
   std::unique_ptr<State> state_;
 };

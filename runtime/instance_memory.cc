@@ -15,6 +15,10 @@ namespace {
 
 // Of what is left after weights and scratch, KV takes this much unless told otherwise.
 constexpr double kKvShare = 0.5;
+// On a GPU nothing else runs: KV takes nearly all that weights, scratch and this reserve
+// (libraries, graphs, communication buffers) leave.
+constexpr double kDeviceKvShare = 0.97;
+constexpr int64_t kDeviceReserve = int64_t{1} << 30;
 
 struct RankAccount {
   char host[64] = {};
@@ -25,7 +29,9 @@ struct RankAccount {
   int64_t wanted_kv = 0;
   int64_t host_available = 0;
   int64_t process_available = 0;
+  int64_t device_available = -1;  // on a GPU, which holds all of the above
 
+  bool on_device() const { return device_available >= 0; }
   int64_t fixed() const { return weights + scratch; }
 };
 
@@ -57,6 +63,7 @@ RankAccount account_of(const MemoryNeeds& needs) {
   account.wanted_kv = std::max<int64_t>(1, kv_bytes(needs, needs.wanted_blocks));
   account.host_available = limits.host;
   account.process_available = limits.process;
+  if (needs.device) account.device_available = needs.device->free - kDeviceReserve;
   return account;
 }
 
@@ -69,7 +76,7 @@ HostAccount host_of(const RankAccount& account, const std::vector<RankAccount>& 
                     int64_t kv_memory) {
   HostAccount host;
   for (const RankAccount& other : all) {
-    if (std::strcmp(other.host, account.host) != 0) continue;
+    if (other.on_device() || std::strcmp(other.host, account.host) != 0) continue;
     ++host.ranks;
     host.weights += other.weights;
     host.scratch += other.scratch;
@@ -105,10 +112,26 @@ void check_process(size_t rank, const RankAccount& account, int64_t kv_memory) {
        format_bytes(needed - account.process_available));
 }
 
+void check_device(size_t rank, const RankAccount& account, const MemoryNeeds& needs) {
+  const int64_t kv = required_kv(account, needs.kv_memory);
+  const int64_t needed = account.fixed() + kv;
+  if (needed <= account.device_available) return;
+  fail(
+      ErrorCode::kResourceExhausted,
+      "not enough memory on the GPU of rank {} ({}): {} needed (weights {}, workspace {}, KV cache "
+      "{}), {} available, missing {}{}{}",
+      rank, account.host, format_bytes(needed), format_bytes(account.weights),
+      format_bytes(account.scratch), format_bytes(kv), format_bytes(account.device_available),
+      format_bytes(needed - account.device_available), needs.advice.empty() ? "" : "; ",
+      needs.advice);
+}
+
 // The part of its wanted blocks that a rank can hold.
 double holdable(const RankAccount& account, const HostAccount& host, int64_t kv_memory) {
   double budget = static_cast<double>(kv_memory);
-  if (kv_memory <= 0) {
+  if (kv_memory <= 0 && account.on_device()) {
+    budget = kDeviceKvShare * static_cast<double>(account.device_available - account.fixed());
+  } else if (kv_memory <= 0) {
     const double host_left = static_cast<double>(host.available - host.fixed()) / host.ranks;
     const auto process_left = static_cast<double>(account.process_available - account.fixed());
     budget = kKvShare * std::min(host_left, process_left);
@@ -132,8 +155,12 @@ std::vector<int32_t> agree_on_kv_blocks(Communicator& control, const MemoryNeeds
            format_bytes(needs.kv_memory), rank, format_bytes(account.least_kv));
     }
     const HostAccount host = host_of(account, all, needs.kv_memory);
-    check_host(account, host);
-    check_process(rank, account, needs.kv_memory);
+    if (account.on_device()) {
+      check_device(rank, account, needs);
+    } else {
+      check_host(account, host);
+      check_process(rank, account, needs.kv_memory);
+    }
     share = std::min(share, holdable(account, host, needs.kv_memory));
   }
   std::vector<int32_t> blocks;

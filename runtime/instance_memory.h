@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <vector>
 
+#include "kernels/backend.h"
 #include "parallel/communicator.h"
 
 namespace trireme {
@@ -16,7 +19,9 @@ struct MemoryNeeds {
   std::vector<int64_t> block_bytes;    // per KV group
   std::vector<int32_t> wanted_blocks;  // per KV group: no more are ever used
   std::vector<int32_t> least_blocks;   // per KV group: with fewer the model cannot be served
-  int64_t kv_memory = 0;               // bytes per rank; 0: a share of what the host has left
+  int64_t kv_memory = 0;               // bytes per rank; 0: a share of what is left
+  std::optional<DeviceMemory> device;  // of this rank's GPU, where the above lies on one
+  std::string advice;                  // for the message when it does not fit
 };
 
 // Collective; every rank gets the same answer: blocks per KV group. Throws kResourceExhausted on

@@ -11,6 +11,7 @@ namespace trireme {
 // "balanced": the default.
 // "throughput": large steps, many sequences: most tokens per second.
 // Throws kInvalidArgument with the known names.
-SchedulerConfig profile(std::string_view name);
+// `gpu`: with the sizes of a GPU, which needs hundreds of tokens a step to be busy.
+SchedulerConfig profile(std::string_view name, bool gpu = false);
 
 }  // namespace trireme

@@ -29,6 +29,10 @@ struct Wanted {
   SampleRow row;
 };
 
+int64_t logit_rows(const WorkerConfig& config, const Backend& backend) {
+  return std::min<int64_t>(config.max_tokens, backend.max_logit_rows());
+}
+
 }  // namespace
 
 struct Worker::State {
@@ -52,6 +56,7 @@ struct Worker::State {
   WorkerSlots slots;
   Decoder decoder;
   StageEdge edge;
+  Backend& backend;
   std::unique_ptr<Sampler> sampler;  // last stage
   uint64_t step = 0;                 // for messages
 
@@ -64,7 +69,7 @@ struct Worker::State {
   std::vector<Sampled> sampled;
 };
 
-Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& backend,
+Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& backend_of_rank,
                      DecoderWeights weights, KvCache kv, const WorkerConfig& worker_config)
     : model(model_config),
       world(of_world),
@@ -73,9 +78,11 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
       cache(std::move(kv)),
       slots(config.slots, groups.windows.size(), config.block_size,
             world.last_stage() ? world.shard().vocab : Part{}),
-      decoder(model, world.layout, world.rank, std::move(weights), backend, *world.tp,
-              config.max_tokens, std::min(config.max_tokens, kMaxLogitRows)),
-      edge(*world.data, world.layout) {
+      decoder(model, world.layout, world.rank, std::move(weights), backend_of_rank,
+              world.device_tp ? *world.device_tp : *world.tp, config.max_tokens,
+              logit_rows(config, backend_of_rank)),
+      edge(world.device_data ? *world.device_data : *world.data, world.layout),
+      backend(backend_of_rank) {
   if (world.last_stage()) {
     sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab);
   }
@@ -111,13 +118,11 @@ void Worker::State::build_batch(const StepPlan& plan) {
 
 void Worker::State::compute(const StepPlan& plan) {
   const auto tokens = static_cast<int64_t>(plan.tokens.size());
-  if (edge.has_previous()) {
-    edge.recv(decoder.hidden(tokens));
-  } else {
-    decoder.embed(batch);
-  }
-  decoder.forward(batch, groups, cache);
-  if (edge.has_next()) edge.send(decoder.hidden(tokens));
+  batch.logit_tokens = logit_tokens;
+  decoder.begin(batch, groups, cache);
+  if (edge.has_previous()) edge.recv(decoder.hidden(tokens), {backend.stream()});
+  decoder.forward();
+  if (edge.has_next()) edge.send(decoder.hidden(tokens), {backend.stream()});
 }
 
 void Worker::State::want_prompt(const StepPlan& plan, const PlanRow& row, size_t result) {
@@ -146,6 +151,8 @@ void Worker::State::want_sample(const PlanRow& row, size_t result) {
 
 void Worker::State::want_logits(const StepPlan& plan, StepResult& result) {
   wanted.clear();
+  logit_tokens.clear();
+  result.step = plan.step;
   size_t used = 0;
   for (const PlanRow& row : plan.rows) {
     if (!row.sample && !row.prompt_logprobs) continue;
@@ -162,6 +169,7 @@ void Worker::State::want_logits(const StepPlan& plan, StepResult& result) {
     ++used;
   }
   result.rows.resize(used);
+  for (const Wanted& one : wanted) logit_tokens.push_back(one.token_index);
 }
 
 void Worker::State::deliver(const Wanted& from, Sampled& drawn, StepResult& result) const {
@@ -177,18 +185,16 @@ void Worker::State::deliver(const Wanted& from, Sampled& drawn, StepResult& resu
 }
 
 void Worker::State::sample(StepResult& result) {
-  for (size_t begin = 0; begin < wanted.size(); begin += kMaxLogitRows) {
-    const auto part =
-        std::span(wanted).subspan(begin, std::min<size_t>(kMaxLogitRows, wanted.size() - begin));
-    logit_tokens.clear();
+  const auto most = static_cast<size_t>(logit_rows(config, backend));
+  for (size_t begin = 0; begin < wanted.size(); begin += most) {
+    const size_t count = std::min(most, wanted.size() - begin);
+    const auto part = std::span(wanted).subspan(begin, count);
     sample_rows.clear();
-    for (const Wanted& one : part) {
-      logit_tokens.push_back(one.token_index);
-      sample_rows.push_back(one.row);
-    }
-    batch.logit_tokens = logit_tokens;
-    sampler->sample(decoder.logits(batch), sample_rows, sampled);
-    for (size_t i = 0; i < part.size(); ++i) deliver(part[i], sampled[i], result);
+    for (const Wanted& one : part) sample_rows.push_back(one.row);
+    const MatrixView logits = decoder.logits(std::span(logit_tokens).subspan(begin, count));
+    if (world.device_tp) world.device_tp->wait({backend.stream()});
+    sampler->sample(backend.read_back(logits), sample_rows, sampled);
+    for (size_t i = 0; i < count; ++i) deliver(part[i], sampled[i], result);
   }
 }
 
@@ -205,10 +211,11 @@ bool Worker::execute(const StepPlan& plan, StepResult& result) {
   state.check(plan);
   state.slots.apply(plan);
   state.build_batch(plan);
+  const bool samples = state.world.last_stage();
+  state.logit_tokens.clear();
+  if (samples) state.want_logits(plan, result);
   if (!plan.rows.empty()) state.compute(plan);
-  if (!state.world.last_stage()) return false;
-  result.step = plan.step;
-  state.want_logits(plan, result);
+  if (!samples) return false;
   state.sample(result);
   return true;
 }

@@ -19,10 +19,6 @@ struct WorkerConfig {
   int32_t block_size = 16;
 };
 
-// Logits are computed for so many tokens at a time: a prompt's log-probabilities need scratch for
-// this many rows of the vocabulary and no more.
-inline constexpr int32_t kMaxLogitRows = 64;
-
 class Worker {
  public:
   // References must outlive the worker. Collective over the world (stage edges are built).

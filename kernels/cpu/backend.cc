@@ -100,6 +100,10 @@ class CpuBackend final : public Backend {
     }
   }
 
+  void fill_zero(MatrixView x) override {
+    for (int64_t row = 0; row < x.rows; ++row) std::fill_n(x.f32(row), x.cols, 0.0f);
+  }
+
  private:
   // each(row) for every row; on all threads only where that pays.
   template <typename Each>

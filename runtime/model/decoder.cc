@@ -9,7 +9,7 @@
 namespace trireme {
 namespace {
 
-constexpr int64_t kAlignment = 16;  // floats: every matrix starts on a cache line
+constexpr int64_t kAlignment = 256;  // bytes: every matrix starts on a cache line
 
 // Widths of the activations on one rank.
 struct Widths {
@@ -26,60 +26,65 @@ Widths widths_of(const ModelConfig& config, const ParallelLayout& layout, int ra
 // Hands out consecutive matrices of one buffer; with no buffer it only counts.
 class Carver {
  public:
-  explicit Carver(float* base) : base_(base) {}
+  explicit Carver(std::byte* base) : base_(base) {}
 
-  MatrixView take(int64_t rows, int64_t cols) {
-    float* data = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (rows * cols + kAlignment - 1) / kAlignment * kAlignment;
+  MatrixView take(int64_t rows, int64_t cols, DType dtype) {
+    std::byte* data = base_ == nullptr ? nullptr : base_ + used_;
+    const int64_t bytes = rows * cols * static_cast<int64_t>(size_of(dtype));
+    used_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
     most_ = std::max(most_, used_);
-    return matrix_f32(data, rows, cols);
+    return {data, dtype, rows, cols, cols};
   }
-  int64_t bytes() const { return most_ * static_cast<int64_t>(sizeof(float)); }
+  int64_t bytes() const { return most_; }
 
   // What is taken from now on lies over what was taken since the mark.
   int64_t mark() const { return used_; }
   void rewind(int64_t mark) { used_ = mark; }
 
  private:
-  float* base_;
+  std::byte* base_;
   int64_t used_ = 0;
   int64_t most_ = 0;
 };
 
 struct Activations {
-  MatrixView hidden;  // the residual stream
+  MatrixView hidden;  // the residual stream, float32
   MatrixView normed;
-  MatrixView delta;  // what a block adds to the residual
-  MatrixView q, k, v, attended;
-  MatrixView gate, up;
-  MatrixView logit_rows;
-  MatrixView logits;
+  MatrixView delta;    // what a block adds to the residual, where ranks must be summed first
+  MatrixView q, k, v;  // columns of one matrix
+  MatrixView attended;
+  MatrixView gate, up;  // columns of one matrix
+  MatrixView logit_hidden;
+  MatrixView logits;  // float32
 };
 
 // Attention, feed-forward and logits never hold data at the same time, so their parts overlap.
-Activations carve(Carver& carver, const Widths& widths, int64_t tokens, int64_t logit_tokens) {
+Activations carve(Carver& carver, const Widths& widths, DType dtype, int64_t tokens,
+                  int64_t logit_tokens) {
   Activations a;
-  a.hidden = carver.take(tokens, widths.hidden);
-  a.normed = carver.take(tokens, widths.hidden);
-  a.delta = carver.take(tokens, widths.hidden);
+  a.hidden = carver.take(tokens, widths.hidden, DType::kF32);
+  a.normed = carver.take(tokens, widths.hidden, dtype);
+  a.delta = carver.take(tokens, widths.hidden, dtype);
   const int64_t shared = carver.mark();
-  a.q = carver.take(tokens, widths.q);
-  a.k = carver.take(tokens, widths.kv);
-  a.v = carver.take(tokens, widths.kv);
-  a.attended = carver.take(tokens, widths.q);
+  const MatrixView qkv = carver.take(tokens, widths.q + 2 * widths.kv, dtype);
+  a.q = qkv.col_range(0, widths.q);
+  a.k = qkv.col_range(widths.q, widths.kv);
+  a.v = qkv.col_range(widths.q + widths.kv, widths.kv);
+  a.attended = carver.take(tokens, widths.q, dtype);
   carver.rewind(shared);
-  a.gate = carver.take(tokens, widths.ffn);
-  a.up = carver.take(tokens, widths.ffn);
+  const MatrixView gate_up = carver.take(tokens, 2 * widths.ffn, dtype);
+  a.gate = gate_up.col_range(0, widths.ffn);
+  a.up = gate_up.col_range(widths.ffn, widths.ffn);
   if (widths.vocab > 0) {
     carver.rewind(shared);
-    a.logit_rows = carver.take(logit_tokens, widths.hidden);
-    a.logits = carver.take(logit_tokens, widths.vocab);
+    a.logit_hidden = carver.take(logit_tokens, widths.hidden, DType::kF32);
+    a.logits = carver.take(logit_tokens, widths.vocab, DType::kF32);
   }
   return a;
 }
 
-const float* pointer_or_null(const std::vector<float>& values) {
-  return values.empty() ? nullptr : values.data();
+const float* pointer_or_null(const Buffer& values) {
+  return values.empty() ? nullptr : values.as<float>();
 }
 
 void refuse_unknown(const ModelConfig& config, Part layers) {
@@ -99,8 +104,15 @@ void refuse_unknown(const ModelConfig& config, Part layers) {
 struct Decoder::Scratch {
   Buffer storage;
   Activations a;
-  std::vector<std::vector<float>> inv_freq;  // per ModelConfig::ropes
-  std::vector<AttentionRow> rows;            // the batch's rows with one group's block tables
+  std::vector<Buffer> inv_freq;  // per ModelConfig::ropes
+  // The current step.
+  DecoderBatch batch;
+  const KvCache* cache = nullptr;
+  std::vector<int> layer_group;                 // layer -> KV group
+  std::vector<std::vector<AttentionRow>> rows;  // per KV group: the batch's rows with its tables
+  int64_t tokens = 0;
+  bool decode = false;        // every row has one token
+  bool head_is_done = false;  // the logits of batch.logit_tokens are there
 };
 
 Decoder::Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank,
@@ -114,152 +126,189 @@ Decoder::Decoder(const ModelConfig& config, const ParallelLayout& layout, int ra
       tp_(tp),
       scratch_(std::make_shared<Scratch>()) {
   refuse_unknown(config, layout.stage(rank).layers);
-  if (backend.activation_dtype() != DType::kF32) {
-    fail(ErrorCode::kUnimplemented, "decoder: activations of type {} are not supported yet",
-         to_string(backend.activation_dtype()));
-  }
-  const Widths widths = widths_of(config, layout, rank);
   const int64_t logit_tokens = max_logits > 0 ? max_logits : max_tokens;
-  const auto bytes = scratch_bytes(config, layout, rank, max_tokens, max_logits);
-  scratch_->storage = Buffer(static_cast<size_t>(bytes));
-  Carver carver(scratch_->storage.as<float>());
-  scratch_->a = carve(carver, widths, max_tokens, logit_tokens);
+  const auto bytes = scratch_bytes(config, layout, rank, backend, max_tokens, max_logits);
+  scratch_->storage = backend.allocate(static_cast<size_t>(bytes));
+  Carver carver(scratch_->storage.data());
+  scratch_->a = carve(carver, widths_of(config, layout, rank), backend.activation_dtype(),
+                      backend.padded_rows(max_tokens), backend.padded_rows(logit_tokens));
   for (const RopeConfig& rope : config.ropes) {
-    scratch_->inv_freq.push_back(inverse_frequencies(rope));
+    scratch_->inv_freq.push_back(backend.upload(inverse_frequencies(rope)));
   }
-  scratch_->rows.reserve(static_cast<size_t>(max_tokens));
 }
 
 int64_t Decoder::scratch_bytes(const ModelConfig& config, const ParallelLayout& layout, int rank,
-                               int64_t max_tokens, int64_t max_logits) {
+                               const Backend& backend, int64_t max_tokens, int64_t max_logits) {
   Carver counter(nullptr);
-  carve(counter, widths_of(config, layout, rank), max_tokens,
-        max_logits > 0 ? max_logits : max_tokens);
+  carve(counter, widths_of(config, layout, rank), backend.activation_dtype(),
+        backend.padded_rows(max_tokens),
+        backend.padded_rows(max_logits > 0 ? max_logits : max_tokens));
   return counter.bytes();
 }
 
 MatrixView Decoder::hidden(int64_t tokens) { return scratch_->a.hidden.row_range(0, tokens); }
 
-void Decoder::embed(const DecoderBatch& batch) {
-  const auto tokens = static_cast<int64_t>(batch.tokens.size());
-  const MatrixView out = hidden(tokens);
-  backend_.embed(batch.tokens, weights_.embed, weights_.vocab.begin, config_.embedding_scale, out);
-  if (tp_.size() > 1) {
-    tp_.all_reduce_sum({out.f32(), static_cast<size_t>(tokens * out.cols)});
+void Decoder::begin(const DecoderBatch& batch, const KvGroups& groups, const KvCache& cache) {
+  Scratch& s = *scratch_;
+  s.batch = batch;
+  s.cache = &cache;
+  s.layer_group = groups.layer_group;
+  s.tokens = 0;
+  s.decode = true;
+  s.head_is_done = false;
+  s.rows.resize(groups.windows.size());
+  for (size_t g = 0; g < s.rows.size(); ++g) {
+    s.rows[g].assign(batch.rows.begin(), batch.rows.end());
+    for (size_t i = 0; i < s.rows[g].size(); ++i) s.rows[g][i].blocks = batch.tables[g][i];
   }
-}
-
-// The partial sums of a block's last matrix become whole.
-void Decoder::reduce(int64_t tokens) {
-  if (tp_.size() == 1) return;
-  const MatrixView& delta = scratch_->a.delta;
-  tp_.all_reduce_sum({delta.f32(), static_cast<size_t>(tokens * delta.cols)});
-}
-
-void Decoder::forward(const DecoderBatch& batch, const KvGroups& groups, KvCache& cache) {
-  int64_t tokens = 0;
   for (const AttentionRow& row : batch.rows) {
-    tokens = std::max(tokens, int64_t{row.token_begin} + row.count);
+    s.tokens = std::max(s.tokens, int64_t{row.token_begin} + row.count);
+    s.decode = s.decode && row.count == 1;
   }
-  const float eps = config_.norm_eps;
+  const KvLayerView& kv = cache.layer(static_cast<int>(layout_.stage(rank_).layers.begin));
+  backend_.begin_step({batch.tokens, s.rows, groups.windows, batch.logit_tokens, kv.kv_heads,
+                       kv.head_dim, kv.block_size});
+}
+
+void Decoder::embed(int64_t tokens) {
+  const MatrixView out = hidden(tokens);
+  backend_.embed(scratch_->batch.tokens, weights_.embed, weights_.vocab.begin,
+                 config_.embedding_scale, out);
+  reduce(out);
+}
+
+// Partial sums of the tensor ranks become whole.
+void Decoder::reduce(MatrixView x) {
+  if (tp_.size() == 1) return;
+  tp_.all_reduce_sum(x.data, x.rows * x.cols, x.dtype, {backend_.stream()});
+}
+
+void Decoder::forward() {
+  Scratch& s = *scratch_;
+  const bool last = layout_.stage_of(rank_) == layout_.pipeline() - 1;
+  if (!s.decode) return run_layers(s.tokens);
+  // A step of decode rows alone is the same work again and again, the head included.
+  const bool head_too = last && s.batch.logit_tokens.size() == static_cast<size_t>(s.tokens) &&
+                        s.tokens <= s.a.logits.rows;
+  const int64_t rows = backend_.padded_rows(s.tokens);
+  backend_.repeat({rows, head_too}, [&] {
+    run_layers(rows);
+    if (head_too) head(s.batch.logit_tokens, rows);
+  });
+  s.head_is_done = head_too;
+}
+
+void Decoder::run_layers(int64_t tokens) {
+  const Activations& a = scratch_->a;
   const MatrixView residual = hidden(tokens);
-  const MatrixView normed = scratch_->a.normed.row_range(0, tokens);
-  const MatrixView delta = scratch_->a.delta.row_range(0, tokens);
+  const MatrixView normed = a.normed.row_range(0, tokens);
+  const MatrixView delta = a.delta.row_range(0, tokens);
+  if (layout_.stage_of(rank_) == 0) embed(tokens);
   const auto count = weights_.layers.size();
-  if (count > 0) {
-    backend_.rms_norm(residual, weights_.layers[0].attn_norm.data(), eps, normed);
+  const auto add = [&](const Buffer* norm) {
+    reduce(delta);
+    backend_.add_rms_norm(residual, delta, norm == nullptr ? nullptr : norm->as<float>(),
+                          config_.norm_eps, normed);
+  };
+  // Alone, a rank adds each block's output to the residual within the block's last product, and
+  // normalizes within the next one's first. Tensor ranks sum before they add.
+  const bool alone = tp_.size() == 1;
+  if (!alone && count > 0) {
+    backend_.rms_norm(residual, weights_.layers[0].attn_norm.as<float>(), config_.norm_eps, normed);
   }
   for (size_t i = 0; i < count; ++i) {
-    attention(static_cast<int>(i), batch, groups, cache);
-    reduce(tokens);
-    backend_.add_rms_norm(residual, delta, weights_.layers[i].ffn_norm.data(), eps, normed);
-    feed_forward(static_cast<int>(i), tokens);
-    reduce(tokens);
-    const float* next = i + 1 < count ? weights_.layers[i + 1].attn_norm.data() : nullptr;
-    backend_.add_rms_norm(residual, delta, next, eps, normed);
+    attention(static_cast<int>(i), tokens, !alone);
+    if (!alone) add(&weights_.layers[i].ffn_norm);
+    feed_forward(static_cast<int>(i), tokens, !alone);
+    if (!alone) add(i + 1 < count ? &weights_.layers[i + 1].attn_norm : nullptr);
   }
 }
 
-// normed -> delta. `layer` counts from this stage's first.
-void Decoder::attention(int layer, const DecoderBatch& batch, const KvGroups& groups,
-                        KvCache& cache) {
+// `normed`: a.normed holds the normalized input and the output goes to a.delta; else the residual
+// stream is normalized here and added to.
+void Decoder::attention(int layer, int64_t tokens, bool normed) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const auto global = layout_.stage(rank_).layers.begin + layer;
   const LayerConfig& config = config_.layers[static_cast<size_t>(global)];
-  const KvLayerView& kv = cache.layer(static_cast<int>(global));
-  const auto group = static_cast<size_t>(groups.layer_group[static_cast<size_t>(global)]);
-  auto& rows = scratch_->rows;
-  rows.assign(batch.rows.begin(), batch.rows.end());
-  int64_t tokens = 0;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    rows[i].blocks = batch.tables[group][i];
-    tokens = std::max(tokens, int64_t{rows[i].token_begin} + rows[i].count);
-  }
+  const KvLayerView& kv = scratch_->cache->layer(static_cast<int>(global));
+  const auto group = static_cast<size_t>(scratch_->layer_group[static_cast<size_t>(global)]);
   const Activations& a = scratch_->a;
-  const MatrixView q = a.q.row_range(0, tokens);
-  const MatrixView k = a.k.row_range(0, tokens);
-  const MatrixView v = a.v.row_range(0, tokens);
-  const MatrixView attended = a.attended.row_range(0, tokens);
-  const std::array<LinearPart, 3> qkv{{{&w.q, pointer_or_null(w.q_bias), q, false},
-                                       {&w.k, pointer_or_null(w.k_bias), k, false},
-                                       {&w.v, pointer_or_null(w.v_bias), v, false}}};
-  backend_.linear(a.normed.row_range(0, tokens), qkv);
+  const MatrixView x = a.normed.row_range(0, tokens);
+  const MatrixView residual = hidden(tokens);
 
   QkvPrepare prepare;
-  prepare.q = q;
-  prepare.k = k;
-  prepare.v = v;
+  prepare.q = a.q.row_range(0, tokens);
+  prepare.k = a.k.row_range(0, tokens);
+  prepare.v = a.v.row_range(0, tokens);
   prepare.q_heads = static_cast<int>(layout_.shard(rank_).q_heads.count);
   prepare.q_norm = pointer_or_null(w.q_norm);
   prepare.k_norm = pointer_or_null(w.k_norm);
   prepare.norm_eps = config_.norm_eps;
-  prepare.rope = {scratch_->inv_freq[static_cast<size_t>(config.rope)].data(),
+  prepare.rope = {scratch_->inv_freq[static_cast<size_t>(config.rope)].as<float>(),
                   config_.ropes[static_cast<size_t>(config.rope)].rotary_dim, 1.0f};
-  backend_.prepare_qkv(prepare, rows, kv);
-
+  const std::array<LinearPart, 3> qkv{{{&w.q, pointer_or_null(w.q_bias), prepare.q, false},
+                                       {&w.k, pointer_or_null(w.k_bias), prepare.k, false},
+                                       {&w.v, pointer_or_null(w.v_bias), prepare.v, false}}};
+  if (normed) {
+    backend_.linear(x, qkv);
+  } else {
+    backend_.norm_linear(residual, w.attn_norm.as<float>(), config_.norm_eps, x, qkv);
+  }
   const AttentionParams params{prepare.q_heads, config.attention_scale, config.window,
                                config.attention_softcap};
-  backend_.paged_attention(q, params, rows, kv, attended);
-  const LinearPart out{&w.o, pointer_or_null(w.o_bias), a.delta.row_range(0, tokens), false};
+  const MatrixView attended = a.attended.row_range(0, tokens);
+  backend_.attention(prepare, params, scratch_->rows[group], kv, attended);
+  const LinearPart out{&w.o, pointer_or_null(w.o_bias),
+                       normed ? a.delta.row_range(0, tokens) : residual, !normed};
   backend_.linear(attended, {&out, 1});
 }
 
-// normed -> delta.
-void Decoder::feed_forward(int layer, int64_t tokens) {
+// As attention().
+void Decoder::feed_forward(int layer, int64_t tokens, bool normed) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const auto global = layout_.stage(rank_).layers.begin + layer;
   const Activations& a = scratch_->a;
+  const MatrixView residual = hidden(tokens);
   const MatrixView delta = a.delta.row_range(0, tokens);
   if (w.down.empty()) {  // a rank without a part of the feed-forward adds nothing
-    std::fill_n(delta.f32(), tokens * delta.cols, 0.0f);
+    if (normed) backend_.fill_zero(delta);
     return;
   }
+  const MatrixView x = a.normed.row_range(0, tokens);
   const MatrixView gate = a.gate.row_range(0, tokens);
-  const MatrixView up = a.up.row_range(0, tokens);
   const std::array<LinearPart, 2> parts{
-      {{&w.gate, nullptr, gate, false}, {&w.up, nullptr, up, false}}};
-  backend_.linear(a.normed.row_range(0, tokens), parts);
-  backend_.gated_activation(gate, up, config_.layers[static_cast<size_t>(global)].activation, gate);
-  const LinearPart out{&w.down, nullptr, delta, false};
+      {{&w.gate, nullptr, gate, false}, {&w.up, nullptr, a.up.row_range(0, tokens), false}}};
+  backend_.gated_linear(normed ? x : residual, normed ? nullptr : w.ffn_norm.as<float>(),
+                        config_.norm_eps, x, parts,
+                        config_.layers[static_cast<size_t>(global)].activation);
+  const LinearPart out{&w.down, nullptr, normed ? delta : residual, !normed};
   backend_.linear(gate, {&out, 1});
 }
 
-MatrixView Decoder::logits(const DecoderBatch& batch) {
+// Logits of `tokens`; with more `rows` than those, the others are padding.
+MatrixView Decoder::head(std::span<const int32_t> tokens, int64_t rows) {
   const Activations& a = scratch_->a;
-  const auto count = static_cast<int64_t>(batch.logit_tokens.size());
-  if (count > a.logits.rows) {
-    fail(ErrorCode::kInternal, "decoder: logits of {} tokens, scratch is for {}", count,
-         a.logits.rows);
-  }
-  const MatrixView rows = a.logit_rows.row_range(0, count);
-  const MatrixView logits = a.logits.row_range(0, count);
-  if (count == 0) return logits;
-  backend_.gather_rows(a.hidden, batch.logit_tokens, rows);
-  backend_.rms_norm(rows, weights_.norm.data(), config_.norm_eps, rows);
-  const Weight& head = config_.tied_embeddings ? weights_.embed : weights_.head;
-  const LinearPart part{&head, nullptr, logits, false};
-  backend_.linear(rows, {&part, 1});
+  const MatrixView in = a.logit_hidden.row_range(0, rows);
+  const MatrixView logits = a.logits.row_range(0, rows);
+  backend_.gather_rows(a.hidden, tokens, in);
+  const Weight& weight = config_.tied_embeddings ? weights_.embed : weights_.head;
+  const LinearPart part{&weight, nullptr, logits, false};
+  backend_.norm_linear(in, weights_.norm.as<float>(), config_.norm_eps, a.normed.row_range(0, rows),
+                       {&part, 1});
   return logits;
+}
+
+MatrixView Decoder::logits(std::span<const int32_t> tokens) {
+  const Scratch& s = *scratch_;
+  const auto count = static_cast<int64_t>(tokens.size());
+  if (count > s.a.logits.rows) {
+    fail(ErrorCode::kInternal, "decoder: logits of {} tokens, scratch is for {}", count,
+         s.a.logits.rows);
+  }
+  const bool done = s.head_is_done && tokens.data() == s.batch.logit_tokens.data() &&
+                    tokens.size() == s.batch.logit_tokens.size();
+  if (count > 0 && !done) head(tokens, count);
+  return s.a.logits.row_range(0, count);
 }
 
 }  // namespace trireme

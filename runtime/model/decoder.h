@@ -17,18 +17,19 @@
 
 namespace trireme {
 
+// Vectors are float32 in the backend's memory, empty where the layer has none.
 struct LayerWeights {
-  std::vector<float> attn_norm, ffn_norm, q_norm, k_norm;  // empty where the layer has none
-  std::vector<float> q_bias, k_bias, v_bias, o_bias;
+  Buffer attn_norm, ffn_norm, q_norm, k_norm;
+  Buffer q_bias, k_bias, v_bias, o_bias;
   Weight q, k, v, o, gate, up, down;
 };
 
 // What one rank keeps of a model.
 struct DecoderWeights {
-  Part vocab;               // rows of embed and head
-  Weight embed;             // first stage; with tied embeddings also the last stage's head
-  Weight head;              // last stage, untied
-  std::vector<float> norm;  // last stage
+  Part vocab;    // rows of embed and head
+  Weight embed;  // first stage; with tied embeddings also the last stage's head
+  Weight head;   // last stage, untied
+  Buffer norm;   // last stage
   std::vector<LayerWeights> layers;
 
   int64_t bytes() const;
@@ -36,7 +37,8 @@ struct DecoderWeights {
 
 // Bytes that load_weights will hold on this rank, from the shapes alone (a backend's packing adds
 // alignment only).
-int64_t weight_bytes(const WeightSource& source, const ParallelLayout& layout, int rank);
+int64_t weight_bytes(const WeightSource& source, const ParallelLayout& layout, int rank,
+                     const Backend& backend);
 
 // Reads and packs this rank's slices, touching no others. `progress` (optional) hears bytes done of
 // bytes to do.
@@ -64,26 +66,31 @@ class Decoder {
 
   // Bytes of that scratch, for the memory account.
   static int64_t scratch_bytes(const ModelConfig& config, const ParallelLayout& layout, int rank,
-                               int64_t max_tokens, int64_t max_logits = 0);
+                               const Backend& backend, int64_t max_tokens, int64_t max_logits = 0);
 
   const DecoderWeights& weights() const { return weights_; }
 
-  // First stage: the batch's token embeddings. Other stages fill hidden() from the stage edge.
-  void embed(const DecoderBatch& batch);
-  // This stage's layers over hidden(), KV written and read through the batch's block tables.
-  void forward(const DecoderBatch& batch, const KvGroups& groups, KvCache& cache);
-  // Last stage: logits of batch.logit_tokens over this rank's part of the vocabulary,
-  // [logit_tokens, vocab.count] float32, valid until the next call.
-  MatrixView logits(const DecoderBatch& batch);
+  // Makes the step's inputs known to the backend. The batch, what it points at and the cache must
+  // stay until the next begin().
+  void begin(const DecoderBatch& batch, const KvGroups& groups, const KvCache& cache);
+  // This stage's layers, KV written and read through the batch's block tables: from the tokens'
+  // embeddings on the first stage, from hidden() (filled from the stage edge) on the others.
+  void forward();
+  // Last stage: logits of these tokens of the batch over this rank's part of the vocabulary,
+  // [tokens, vocab.count] float32 in the backend's memory, valid until the next call.
+  MatrixView logits(std::span<const int32_t> tokens);
 
-  // [tokens, hidden], contiguous: what passes between stages.
+  // [tokens, hidden], contiguous, float32: what passes between stages.
   MatrixView hidden(int64_t tokens);
 
  private:
   struct Scratch;
-  void attention(int layer, const DecoderBatch& batch, const KvGroups& groups, KvCache& cache);
-  void feed_forward(int layer, int64_t tokens);
-  void reduce(int64_t tokens);
+  void run_layers(int64_t tokens);
+  void embed(int64_t tokens);
+  void attention(int layer, int64_t tokens, bool normed);
+  void feed_forward(int layer, int64_t tokens, bool normed);
+  void reduce(MatrixView x);
+  MatrixView head(std::span<const int32_t> tokens, int64_t rows);
 
   const ModelConfig& config_;
   const ParallelLayout& layout_;

@@ -7,7 +7,7 @@
 namespace trireme {
 namespace {
 
-constexpr int64_t kAlignment = 64;
+constexpr int64_t kAlignment = 256;
 
 int64_t align(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -29,7 +29,7 @@ KvGroups kv_groups(const ModelConfig& config) {
 }
 
 KvCache::KvCache(const ModelConfig& config, const KvGroups& groups, Part layers, int kv_heads,
-                 DType dtype, int block_size, const std::vector<int32_t>& blocks)
+                 DType dtype, int block_size, const std::vector<int32_t>& blocks, Backend& backend)
     : layers_(layers) {
   if (blocks.size() != groups.windows.size()) {
     fail(ErrorCode::kInternal, "kv cache: block counts for {} groups, but there are {}",
@@ -43,7 +43,7 @@ KvCache::KvCache(const ModelConfig& config, const KvGroups& groups, Part layers,
     half_bytes.push_back(align(unit * blocks[static_cast<size_t>(group)]));
     total += 2 * half_bytes.back();
   }
-  storage_ = Buffer(static_cast<size_t>(total));
+  storage_ = backend.allocate(static_cast<size_t>(total));
   std::byte* next = storage_.data();
   for (const int64_t bytes : half_bytes) {
     KvLayerView view;
@@ -53,6 +53,8 @@ KvCache::KvCache(const ModelConfig& config, const KvGroups& groups, Part layers,
     view.kv_heads = kv_heads;
     view.head_dim = config.head_dim;
     view.block_size = block_size;
+    view.blocks = blocks[static_cast<size_t>(
+        groups.layer_group[views_.size() + static_cast<size_t>(layers.begin)])];
     views_.push_back(view);
     next += 2 * bytes;
   }

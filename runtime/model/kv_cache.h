@@ -21,9 +21,9 @@ KvGroups kv_groups(const ModelConfig& config);
 
 class KvCache {
  public:
-  // Memory for `blocks[g]` blocks of each group on this rank's layers and KV heads.
+  // Memory of the backend for `blocks[g]` blocks of each group on this rank's layers and KV heads.
   KvCache(const ModelConfig& config, const KvGroups& groups, Part layers, int kv_heads, DType dtype,
-          int block_size, const std::vector<int32_t>& blocks);
+          int block_size, const std::vector<int32_t>& blocks, Backend& backend);
 
   // `layer` is global and must be one of this rank's.
   const KvLayerView& layer(int layer) const {

@@ -21,12 +21,13 @@ struct MatrixPiece {
 struct VectorPiece {
   SourceTensor tensor;
   Part elements;
-  std::vector<float>* target = nullptr;
+  Buffer* target = nullptr;
 };
 
+// Pieces of one list are multiplied with the same x and may be kept as one.
 struct Pieces {
-  std::vector<MatrixPiece> matrices;
-  std::vector<VectorPiece> vectors;
+  std::vector<std::vector<MatrixPiece>> matrices;
+  std::vector<std::vector<VectorPiece>> vectors;
 };
 
 Part scaled(Part part, int64_t by) { return {part.begin * by, part.count * by}; }
@@ -52,14 +53,16 @@ class Cutter {
     out.vocab = shard_.vocab;
     out.layers.resize(static_cast<size_t>(stage_.layers.count));
     if (first_ || (last_ && config_.tied_embeddings)) {
-      matrix("embed.weight", shard_.vocab, hidden(), out.embed);
+      matrices({{"embed.weight", shard_.vocab, hidden(), &out.embed}});
     }
     for (int64_t i = 0; i < stage_.layers.count; ++i) {
       layer(static_cast<int>(stage_.layers.begin + i), out.layers[static_cast<size_t>(i)]);
     }
     if (last_) {
-      vector("norm.weight", hidden(), out.norm);
-      if (!config_.tied_embeddings) matrix("head.weight", shard_.vocab, hidden(), out.head);
+      vectors({{"norm.weight", hidden(), &out.norm}});
+      if (!config_.tied_embeddings) {
+        matrices({{"head.weight", shard_.vocab, hidden(), &out.head}});
+      }
     }
     return std::move(pieces_);
   }
@@ -67,12 +70,32 @@ class Cutter {
  private:
   Part hidden() const { return {0, config_.hidden}; }
 
-  void matrix(const std::string& name, Part rows, Part cols, Weight& target) {
-    if (rows.count == 0 || cols.count == 0) return;
-    pieces_.matrices.push_back({need(source_, name), rows, cols, &target});
+  struct NamedMatrix {
+    std::string name;
+    Part rows;
+    Part cols;
+    Weight* target;
+  };
+  struct NamedVector {
+    std::string name;
+    Part elements;
+    Buffer* target;
+  };
+
+  void matrices(const std::vector<NamedMatrix>& list) {
+    std::vector<MatrixPiece> pieces;
+    for (const NamedMatrix& one : list) {
+      if (one.rows.count == 0 || one.cols.count == 0) continue;
+      pieces.push_back({need(source_, one.name), one.rows, one.cols, one.target});
+    }
+    if (!pieces.empty()) pieces_.matrices.push_back(std::move(pieces));
   }
-  void vector(const std::string& name, Part elements, std::vector<float>& target) {
-    pieces_.vectors.push_back({need(source_, name), elements, &target});
+  void vectors(const std::vector<NamedVector>& list) {
+    std::vector<VectorPiece> pieces;
+    for (const NamedVector& one : list) {
+      pieces.push_back({need(source_, one.name), one.elements, one.target});
+    }
+    pieces_.vectors.push_back(std::move(pieces));
   }
 
   void layer(int index, LayerWeights& out) {
@@ -80,26 +103,26 @@ class Cutter {
     const auto name = [index](const char* tensor) { return layer_tensor(index, tensor); };
     const Part q = scaled(shard_.q_heads, config_.head_dim);
     const Part kv = scaled(shard_.kv_heads, config_.head_dim);
-    vector(name("attn_norm.weight"), hidden(), out.attn_norm);
-    vector(name("ffn_norm.weight"), hidden(), out.ffn_norm);
-    matrix(name("q.weight"), q, hidden(), out.q);
-    matrix(name("k.weight"), kv, hidden(), out.k);
-    matrix(name("v.weight"), kv, hidden(), out.v);
-    matrix(name("o.weight"), hidden(), q, out.o);
+    vectors({{name("attn_norm.weight"), hidden(), &out.attn_norm}});
+    vectors({{name("ffn_norm.weight"), hidden(), &out.ffn_norm}});
+    matrices({{name("q.weight"), q, hidden(), &out.q},
+              {name("k.weight"), kv, hidden(), &out.k},
+              {name("v.weight"), kv, hidden(), &out.v}});
+    matrices({{name("o.weight"), hidden(), q, &out.o}});
     if (config.qkv_bias) {
-      vector(name("q.bias"), q, out.q_bias);
-      vector(name("k.bias"), kv, out.k_bias);
-      vector(name("v.bias"), kv, out.v_bias);
+      vectors({{name("q.bias"), q, &out.q_bias},
+               {name("k.bias"), kv, &out.k_bias},
+               {name("v.bias"), kv, &out.v_bias}});
     }
     // The outputs of o are summed over the tensor ranks: one of them adds the bias.
-    if (config.o_bias && tensor_rank_ == 0) vector(name("o.bias"), hidden(), out.o_bias);
+    if (config.o_bias && tensor_rank_ == 0) vectors({{name("o.bias"), hidden(), &out.o_bias}});
     if (config.qk_norm) {
-      vector(name("q_norm.weight"), {0, config_.head_dim}, out.q_norm);
-      vector(name("k_norm.weight"), {0, config_.head_dim}, out.k_norm);
+      vectors({{name("q_norm.weight"), {0, config_.head_dim}, &out.q_norm}});
+      vectors({{name("k_norm.weight"), {0, config_.head_dim}, &out.k_norm}});
     }
-    matrix(name("gate.weight"), shard_.ffn, hidden(), out.gate);
-    matrix(name("up.weight"), shard_.ffn, hidden(), out.up);
-    matrix(name("down.weight"), hidden(), shard_.ffn, out.down);
+    matrices({{name("gate.weight"), shard_.ffn, hidden(), &out.gate},
+              {name("up.weight"), shard_.ffn, hidden(), &out.up}});
+    matrices({{name("down.weight"), hidden(), shard_.ffn, &out.down}});
   }
 
   const WeightSource& source_;
@@ -130,37 +153,55 @@ WeightSlice slice_of(const MatrixPiece& piece) {
   return slice;
 }
 
-int64_t bytes_of(const MatrixPiece& piece) {
-  const WeightSlice slice = slice_of(piece);
-  return slice.rows * row_bytes(slice.format, slice.cols);
+int64_t bytes_of(const MatrixPiece& piece, const Backend& backend) {
+  return backend.weight_bytes(slice_of(piece));
 }
 
 int64_t bytes_of(const VectorPiece& piece) {
   return piece.elements.count * static_cast<int64_t>(sizeof(float));
 }
 
-int64_t bytes_of(const Pieces& pieces) {
+int64_t bytes_of(const Pieces& pieces, const Backend& backend) {
   int64_t bytes = 0;
-  for (const MatrixPiece& piece : pieces.matrices) bytes += bytes_of(piece);
-  for (const VectorPiece& piece : pieces.vectors) bytes += bytes_of(piece);
+  for (const auto& list : pieces.matrices) {
+    for (const MatrixPiece& piece : list) bytes += bytes_of(piece, backend);
+  }
+  for (const auto& list : pieces.vectors) {
+    for (const VectorPiece& piece : list) bytes += bytes_of(piece);
+  }
   return bytes;
 }
 
-std::vector<float> read_vector(const VectorPiece& piece) {
+void read_vector(const VectorPiece& piece, float* out) {
   const SourceTensor& tensor = piece.tensor;
   const int64_t unit = row_bytes(tensor.format, 1);
-  std::vector<float> values(static_cast<size_t>(piece.elements.count));
   for (int64_t i = 0; i < piece.elements.count; ++i) {
     const int64_t at = tensor.file_row(piece.elements.begin + i);
-    dequantize(tensor.format, tensor.data + at * unit, 1, &values[static_cast<size_t>(i)]);
+    dequantize(tensor.format, tensor.data + at * unit, 1, out + i);
   }
-  return values;
+}
+
+// The vectors of one list lie one after the other.
+void load_vectors(const std::vector<VectorPiece>& list, Backend& backend) {
+  std::vector<float> values;
+  for (const VectorPiece& piece : list) {
+    const size_t begin = values.size();
+    values.resize(begin + static_cast<size_t>(piece.elements.count));
+    read_vector(piece, values.data() + begin);
+  }
+  const Buffer all = backend.upload(values);
+  size_t offset = 0;
+  for (const VectorPiece& piece : list) {
+    const auto bytes = static_cast<size_t>(bytes_of(piece));
+    *piece.target = all.part(offset, bytes);
+    offset += bytes;
+  }
 }
 
 }  // namespace
 
 int64_t DecoderWeights::bytes() const {
-  size_t bytes = embed.data.size() + head.data.size() + norm.size() * sizeof(float);
+  size_t bytes = embed.data.size() + head.data.size() + norm.size();
   for (const LayerWeights& layer : layers) {
     for (const Weight* weight :
          {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
@@ -168,15 +209,16 @@ int64_t DecoderWeights::bytes() const {
     }
     for (const auto* vector : {&layer.attn_norm, &layer.ffn_norm, &layer.q_norm, &layer.k_norm,
                                &layer.q_bias, &layer.k_bias, &layer.v_bias, &layer.o_bias}) {
-      bytes += vector->size() * sizeof(float);
+      bytes += vector->size();
     }
   }
   return static_cast<int64_t>(bytes);
 }
 
-int64_t weight_bytes(const WeightSource& source, const ParallelLayout& layout, int rank) {
+int64_t weight_bytes(const WeightSource& source, const ParallelLayout& layout, int rank,
+                     const Backend& backend) {
   DecoderWeights unused;
-  return bytes_of(Cutter(source, layout, rank).cut(unused));
+  return bytes_of(Cutter(source, layout, rank).cut(unused), backend);
 }
 
 DecoderWeights load_weights(const WeightSource& source, const ParallelLayout& layout, int rank,
@@ -184,20 +226,25 @@ DecoderWeights load_weights(const WeightSource& source, const ParallelLayout& la
                             const std::function<void(int64_t, int64_t)>& progress) {
   DecoderWeights weights;
   const Pieces pieces = Cutter(source, layout, rank).cut(weights);
-  const int64_t total = bytes_of(pieces);
+  const int64_t total = bytes_of(pieces, backend);
   int64_t done = 0;
   const auto advance = [&](int64_t bytes) {
     done += bytes;
     if (progress) progress(done, total);
   };
-  for (const VectorPiece& piece : pieces.vectors) {
-    *piece.target = read_vector(piece);
-    advance(bytes_of(piece));
+  for (const auto& list : pieces.vectors) {
+    load_vectors(list, backend);
+    for (const VectorPiece& piece : list) advance(bytes_of(piece));
   }
-  for (const MatrixPiece& piece : pieces.matrices) {
-    *piece.target = backend.make_weight(slice_of(piece));
-    source.release(piece.tensor);
-    advance(bytes_of(piece));
+  for (const auto& list : pieces.matrices) {
+    std::vector<WeightSlice> slices;
+    for (const MatrixPiece& piece : list) slices.push_back(slice_of(piece));
+    std::vector<Weight> made = backend.make_weights(slices);
+    for (size_t i = 0; i < list.size(); ++i) {
+      *list[i].target = std::move(made[i]);
+      source.release(list[i].tensor);
+      advance(bytes_of(list[i], backend));
+    }
   }
   return weights;
 }

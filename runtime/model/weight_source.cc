@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <numeric>
 #include <unordered_map>
 #include <utility>
 
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "runtime/model/arch_table.h"
+#include "runtime/model/dummy_source.h"
 #include "runtime/model/gguf.h"
 #include "runtime/model/gguf_config.h"
 #include "runtime/model/hf_config.h"
@@ -187,10 +189,16 @@ int64_t SourceTensor::file_row(int64_t row) const {
 }
 
 const std::byte* SourceTensor::row(int64_t canonical_row) const {
-  return data + file_row(canonical_row) * row_bytes(format, cols);
+  int64_t row = file_row(canonical_row);
+  if (distinct_rows > 0) row %= distinct_rows;
+  return data + row * row_bytes(format, cols);
 }
 
-std::unique_ptr<WeightSource> open_model(const std::string& path) {
+std::unique_ptr<WeightSource> open_model(const std::string& path, const std::string& load_format) {
+  if (load_format == "dummy") return make_dummy_source(path);
+  if (load_format != "auto") {
+    fail(ErrorCode::kInvalidArgument, "load_format: '{}' is not auto or dummy", load_format);
+  }
   std::error_code error;
   const auto status = std::filesystem::status(path, error);
   if (!std::filesystem::exists(status)) {
@@ -203,7 +211,7 @@ std::unique_ptr<WeightSource> open_model(const std::string& path) {
   return std::make_unique<GgufSource>(path);
 }
 
-ModelShape model_shape(const WeightSource& source) {
+ModelShape model_shape(const WeightSource& source, int64_t width_multiple) {
   constexpr int64_t kFewBlocks = 16;
   constexpr int64_t kNarrow = 32;
   const int64_t ffn = source.config().ffn;
@@ -213,7 +221,7 @@ ModelShape model_shape(const WeightSource& source) {
     multiple = std::max<int64_t>(multiple, traits(tensor.format).block_elements);
   }
   if (ffn / multiple < kFewBlocks && multiple > kNarrow) multiple = kNarrow;
-  return source.config().shape(multiple);
+  return source.config().shape(std::lcm(multiple, width_multiple));
 }
 
 }  // namespace trireme

@@ -30,6 +30,8 @@ struct SourceTensor {
   const std::byte* data = nullptr;
   // Llama q/k in GGUF: canonical row r of a head lies at file row permuted(r). 0: not permuted.
   int permuted_head_dim = 0;
+  // Row r is row r mod this one of so many (random weights). 0: all rows are there.
+  int64_t distinct_rows = 0;
 
   // Where the file keeps canonical row `row` (of a bias: element `row`).
   int64_t file_row(int64_t row) const;
@@ -54,11 +56,16 @@ class WeightSource {
 // Checks every tensor that the architecture needs for presence and shape. Throws kNotFound,
 // kDataLoss (malformed, naming file and field), kUnimplemented (architecture or format, with the
 // list of known ones).
-std::unique_ptr<WeightSource> open_model(const std::string& path);
+//
+// `load_format` "dummy": random bf16 weights of the shapes that the directory's config.json says;
+// no weight file is needed.
+std::unique_ptr<WeightSource> open_model(const std::string& path,
+                                         const std::string& load_format = "auto");
 
 // What make_layout needs to know. Feed-forward cuts fall on whole blocks of the down projection's
 // columns (gate and up are cut by rows, which no block spans), unless those are so wide and so few
 // that the ranks would be uneven: then inside of blocks, and both sides of a cut hold the block.
-ModelShape model_shape(const WeightSource& source);
+// `width_multiple`: what the backend wants cuts to be multiples of, besides.
+ModelShape model_shape(const WeightSource& source, int64_t width_multiple = 1);
 
 }  // namespace trireme

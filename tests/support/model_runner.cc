@@ -32,7 +32,7 @@ ModelRank::ModelRank(const WeightSource& source, const ParallelLayout& layout, C
   const std::vector<int32_t> blocks(groups_.windows.size(), per_sequence * options.sequences);
   cache_ = std::make_unique<KvCache>(config, groups_, layout.stage(rank).layers,
                                      static_cast<int>(layout.shard(rank).kv_heads.count),
-                                     options.kv_dtype, options.block_size, blocks);
+                                     options.kv_dtype, options.block_size, blocks, *backend_);
   // Nothing may depend on KV that was never written: NaN would spread to every logit.
   for (int64_t i = layout.stage(rank).layers.begin; i < layout.stage(rank).layers.end(); ++i) {
     const KvLayerView& view = cache_->layer(static_cast<int>(i));
@@ -85,16 +85,13 @@ const Logits& ModelRank::step(std::span<const Chunk> chunks) {
     shared_.values.assign(logit_tokens_.size() * static_cast<size_t>(vocab), 0.0f);
   }
   world_.barrier();
-  if (edge_.has_previous()) {
-    edge_.recv(decoder_->hidden(tokens));
-  } else {
-    decoder_->embed(batch);
-  }
-  decoder_->forward(batch, groups_, *cache_);
+  decoder_->begin(batch, groups_, *cache_);
+  if (edge_.has_previous()) edge_.recv(decoder_->hidden(tokens));
+  decoder_->forward();
   if (edge_.has_next()) {
     edge_.send(decoder_->hidden(tokens));
   } else {
-    const MatrixView logits = decoder_->logits(batch);
+    const MatrixView logits = decoder_->logits(logit_tokens_);
     const int64_t begin = layout_.shard(world_.rank()).vocab.begin;
     for (int64_t row = 0; row < logits.rows; ++row) {
       std::copy_n(logits.f32(row), logits.cols, shared_.values.data() + row * vocab + begin);

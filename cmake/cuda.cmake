@@ -1,0 +1,25 @@
+# The GPU side is optional: with nvcc it is built as modules that the program loads at run time
+# (kernels/cuda, parallel/nccl), without it everything else is built just the same.
+option(TRIREME_CUDA "Build the CUDA modules where nvcc is found" ON)
+# sm_80 (A100), sm_90a (Hopper with its own instructions), and PTX that later chips compile at load.
+set(TRIREME_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual CACHE STRING "GPU architectures")
+set(TRIREME_HAVE_CUDA OFF)
+if(TRIREME_CUDA AND NOT TRIREME_SANITIZE)
+  find_program(TRIREME_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
+  if(TRIREME_NVCC)
+    set(CMAKE_CUDA_COMPILER ${TRIREME_NVCC})
+    set(CMAKE_CUDA_ARCHITECTURES ${TRIREME_CUDA_ARCHITECTURES})
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+    enable_language(CUDA)
+    if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know this nvcc's
+      set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+      set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+      list(APPEND CMAKE_CUDA_COMPILE_FEATURES cuda_std_20)
+    endif()
+    find_package(CUDAToolkit REQUIRED)
+    set(TRIREME_HAVE_CUDA ON)
+    message(STATUS "CUDA ${CUDAToolkit_VERSION}: building the GPU modules for ${TRIREME_CUDA_ARCHITECTURES}")
+  else()
+    message(STATUS "no nvcc found: building without the GPU modules (CPU only)")
+  endif()
+endif()

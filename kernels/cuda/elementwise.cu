@@ -1,0 +1,171 @@
+#include <cuda_bf16.h>
+
+#include <algorithm>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/elementwise.h"
+
+namespace trireme::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+__global__ void embed_kernel(const int32_t* tokens, const __nv_bfloat16* table, int64_t vocab_begin,
+                             int64_t vocab_count, int64_t cols, float scale, float* out) {
+  const int64_t row = tokens[blockIdx.x] - vocab_begin;
+  const bool here = row >= 0 && row < vocab_count;
+  const __nv_bfloat162* from =
+      reinterpret_cast<const __nv_bfloat162*>(table + (here ? row : 0) * cols);
+  float2* to = reinterpret_cast<float2*>(out + blockIdx.x * cols);
+  for (int64_t i = threadIdx.x; i < cols / 2; i += blockDim.x) {
+    const float2 value = __bfloat1622float2(from[i]);
+    to[i] = here ? make_float2(value.x * scale, value.y * scale) : make_float2(0.0f, 0.0f);
+  }
+}
+
+// The sum over the block, in every thread; in an order fixed by the number of threads.
+__device__ float block_sum(float value) {
+  __shared__ float partial[32];
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();
+  float sum = lane < blockDim.x / 32 ? partial[lane] : 0.0f;
+  for (int offset = 16; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  }
+  return sum;
+}
+
+// One block a row; kPerThread float4 of the row stay in registers between the two passes.
+template <int kPerThread>
+__global__ void rms_norm_kernel(float* residual, const __nv_bfloat16* delta, int64_t delta_stride,
+                                const float* weight, float eps, int cols, __nv_bfloat16* out) {
+  float4* row = reinterpret_cast<float4*>(residual + int64_t{blockIdx.x} * cols);
+  float4 kept[kPerThread];
+  float squares = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) {
+    const int i = threadIdx.x + k * blockDim.x;
+    kept[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (i * 4 >= cols) continue;
+    float4 v = row[i];
+    if (delta != nullptr) {
+      const uint2 bits =
+          *reinterpret_cast<const uint2*>(delta + int64_t{blockIdx.x} * delta_stride + i * 4);
+      const float2 low = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(bits.x));
+      const float2 high = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(bits.y));
+      v = make_float4(v.x + low.x, v.y + low.y, v.z + high.x, v.w + high.y);
+      row[i] = v;
+    }
+    kept[k] = v;
+    squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+  }
+  if (weight == nullptr) return;
+  const float inverse = rsqrtf(block_sum(squares) / static_cast<float>(cols) + eps);
+#pragma unroll
+  for (int k = 0; k < kPerThread; ++k) {
+    const int i = threadIdx.x + k * blockDim.x;
+    if (i * 4 >= cols) continue;
+    const float4 w = reinterpret_cast<const float4*>(weight)[i];
+    const float4 v = kept[k];
+    __nv_bfloat162 pair[2] = {__floats2bfloat162_rn(v.x * inverse * w.x, v.y * inverse * w.y),
+                              __floats2bfloat162_rn(v.z * inverse * w.z, v.w * inverse * w.w)};
+    *reinterpret_cast<uint2*>(out + int64_t{blockIdx.x} * cols + i * 4) =
+        *reinterpret_cast<const uint2*>(pair);
+  }
+}
+
+__device__ float activate(float x, bool gelu_tanh) {
+  if (gelu_tanh) {
+    const float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+    return 0.5f * x * (1.0f + tanhf(inner));
+  }
+  return x / (1.0f + __expf(-x));
+}
+
+__global__ void gated_activation_kernel(const __nv_bfloat16* gate, int64_t gate_stride,
+                                        const __nv_bfloat16* up, int64_t up_stride, bool gelu_tanh,
+                                        int64_t cols, __nv_bfloat16* out, int64_t out_stride) {
+  const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 8;
+  if (at >= cols) return;
+  const int64_t row = blockIdx.y;
+  uint4 g = *reinterpret_cast<const uint4*>(gate + row * gate_stride + at);
+  const uint4 u = *reinterpret_cast<const uint4*>(up + row * up_stride + at);
+  __nv_bfloat162* gs = reinterpret_cast<__nv_bfloat162*>(&g);
+  const __nv_bfloat162* us = reinterpret_cast<const __nv_bfloat162*>(&u);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 a = __bfloat1622float2(gs[i]), b = __bfloat1622float2(us[i]);
+    gs[i] = __floats2bfloat162_rn(activate(a.x, gelu_tanh) * b.x, activate(a.y, gelu_tanh) * b.y);
+  }
+  *reinterpret_cast<uint4*>(out + row * out_stride + at) = g;
+}
+
+__global__ void gather_rows_kernel(const float* x, const int32_t* indices, int64_t cols,
+                                   float* out) {
+  const float4* from = reinterpret_cast<const float4*>(x + indices[blockIdx.x] * cols);
+  float4* to = reinterpret_cast<float4*>(out + blockIdx.x * cols);
+  for (int64_t i = threadIdx.x; i < cols / 4; i += blockDim.x) to[i] = from[i];
+}
+
+}  // namespace
+
+void launch_embed(const int32_t* tokens, int64_t count, const void* table, int64_t vocab_begin,
+                  int64_t vocab_count, int64_t cols, float scale, float* out, cudaStream_t stream) {
+  if (count == 0) return;
+  embed_kernel<<<static_cast<unsigned>(count), kThreads, 0, stream>>>(
+      tokens, static_cast<const __nv_bfloat16*>(table), vocab_begin, vocab_count, cols, scale, out);
+  TRIREME_CUDA(cudaGetLastError());
+}
+
+void launch_rms_norm(float* residual, const void* delta, int64_t delta_stride, const float* weight,
+                     float eps, int64_t rows, int64_t cols, void* out, cudaStream_t stream) {
+  if (rows == 0) return;
+  const int vectors = static_cast<int>(cols / 4);
+  const int threads = std::clamp((vectors + 31) / 32 * 32, 32, 512);
+  const int per_thread = (vectors + threads - 1) / threads;
+  const auto launch = [&](auto kernel) {
+    kernel<<<static_cast<unsigned>(rows), threads, 0, stream>>>(
+        residual, static_cast<const __nv_bfloat16*>(delta), delta_stride, weight, eps,
+        static_cast<int>(cols), static_cast<__nv_bfloat16*>(out));
+  };
+  if (per_thread <= 1) {
+    launch(rms_norm_kernel<1>);
+  } else if (per_thread <= 2) {
+    launch(rms_norm_kernel<2>);
+  } else if (per_thread <= 4) {
+    launch(rms_norm_kernel<4>);
+  } else if (per_thread <= 16) {
+    launch(rms_norm_kernel<16>);
+  } else {
+    fail_internal("rms_norm: more than 32768 columns");
+  }
+  TRIREME_CUDA(cudaGetLastError());
+}
+
+void launch_gated_activation(const void* gate, int64_t gate_stride, const void* up,
+                             int64_t up_stride, bool gelu_tanh, int64_t rows, int64_t cols,
+                             void* out, int64_t out_stride, cudaStream_t stream) {
+  constexpr int64_t kMostRows = 65535;  // of a grid's y
+  for (int64_t row = 0; row < rows; row += kMostRows) {
+    const auto count = static_cast<unsigned>(std::min(rows - row, kMostRows));
+    const dim3 grid(static_cast<unsigned>((cols / 8 + kThreads - 1) / kThreads), count);
+    gated_activation_kernel<<<grid, kThreads, 0, stream>>>(
+        static_cast<const __nv_bfloat16*>(gate) + row * gate_stride, gate_stride,
+        static_cast<const __nv_bfloat16*>(up) + row * up_stride, up_stride, gelu_tanh, cols,
+        static_cast<__nv_bfloat16*>(out) + row * out_stride, out_stride);
+    TRIREME_CUDA(cudaGetLastError());
+  }
+}
+
+void launch_gather_rows(const float* x, const int32_t* indices, int64_t count, int64_t cols,
+                        float* out, cudaStream_t stream) {
+  if (count == 0) return;
+  gather_rows_kernel<<<static_cast<unsigned>(count), kThreads, 0, stream>>>(x, indices, cols, out);
+  TRIREME_CUDA(cudaGetLastError());
+}
+
+}  // namespace trireme::cuda

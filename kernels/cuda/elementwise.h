@@ -1,0 +1,28 @@
+// The small ops of the GPU backend. Residual stream and logits are float32, activations bf16.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace trireme::cuda {
+
+// out[i] = table row tokens[i] - vocab_begin (bf16) as float32 times scale; zeros outside of it.
+void launch_embed(const int32_t* tokens, int64_t count, const void* table, int64_t vocab_begin,
+                  int64_t vocab_count, int64_t cols, float scale, float* out, cudaStream_t stream);
+
+// With `delta` (bf16, rows delta_stride apart) residual += delta first. out = bf16(residual /
+// rms(residual) * weight); weight null: only the addition. residual and out are contiguous.
+void launch_rms_norm(float* residual, const void* delta, int64_t delta_stride, const float* weight,
+                     float eps, int64_t rows, int64_t cols, void* out, cudaStream_t stream);
+
+// out = activation(gate) * up; bf16, each with its own row stride; out may be gate.
+void launch_gated_activation(const void* gate, int64_t gate_stride, const void* up,
+                             int64_t up_stride, bool gelu_tanh, int64_t rows, int64_t cols,
+                             void* out, int64_t out_stride, cudaStream_t stream);
+
+// Row i of out = row indices[i] of x; float32, contiguous.
+void launch_gather_rows(const float* x, const int32_t* indices, int64_t count, int64_t cols,
+                        float* out, cudaStream_t stream);
+
+}  // namespace trireme::cuda
