@@ -1,0 +1,5 @@
+find_package(Python3 REQUIRED COMPONENTS Interpreter)
+add_test(NAME bundle
+         COMMAND Python3::Interpreter -B ${CMAKE_CURRENT_SOURCE_DIR}/bundle_test.py)
+set_tests_properties(bundle PROPERTIES TIMEOUT 240 LABELS e2e ENVIRONMENT
+  "TRIREME_BUILD=${PROJECT_BINARY_DIR};TRIREME_ROOT=${PROJECT_SOURCE_DIR};TRIREME_VERSION=${PROJECT_VERSION}")
