@@ -94,8 +94,10 @@ ncclResult_t NcclGroup::state(const NcclCall& what) {
   return asked == ncclSuccess ? result : asked;
 }
 
+// Whether a call has left work behind is the communicator's word: some calls return success at
+// once.
 void NcclGroup::finish(const NcclCall& what, ncclResult_t result) {
-  if (result == ncclInProgress) {
+  if (result == ncclInProgress || result == ncclSuccess) {
     poll(what, [&] {
       result = state(what);
       return result != ncclInProgress;
