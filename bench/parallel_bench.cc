@@ -1,17 +1,21 @@
 // What the communicators cost, beside what MPI itself takes for the same in the same run.
-//   launch/mpirun -n 2 build/release/bench/parallel_bench
+//   launch/mpirun -n 2 build/release/bench/parallel_bench [doorbell]
 // One JSON line per figure: {name, value, unit, baseline, ratio}; ratio = value / baseline, below 1
 // where this project is faster.
 #include <fmt/core.h>
 #include <mpi.h>
+#include <sys/eventfd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <string_view>
 #include <thread>
 
 #include "parallel/mpi_communicator.h"
+#include "parallel/socket.h"
 #include "parallel/world.h"
 
 namespace trireme {
@@ -49,12 +53,14 @@ Times time_us(int calls, const std::function<void()>& ours, const std::function<
   return best;
 }
 
-void report(int rank, const std::string& name, double value, double baseline) {
+void report(int rank, const std::string& name, double value, double baseline,
+            const char* unit = "us") {
   if (rank != 0) return;
+  const std::string ratio = baseline > 0 ? fmt::format("{:.3f}", value / baseline) : "null";
   fmt::print(
-      "{{\"name\":\"{}\",\"value\":{:.3f},\"unit\":\"us\",\"baseline\":{:.3f},"
-      "\"ratio\":{:.3f}}}\n",
-      name, value, baseline, value / baseline);
+      "{{\"name\":\"{}\",\"value\":{:.3f},\"unit\":\"{}\",\"baseline\":{:.3f},"
+      "\"ratio\":{}}}\n",
+      name, value, unit, baseline, ratio);
   std::fflush(stdout);
 }
 
@@ -136,29 +142,143 @@ void bench_overlap(Communicator& ranks) {
   }
 }
 
-// From ring() to the return of sleep(); the baseline is the millisecond the product promises.
-void bench_doorbell(Communicator& ranks) {
-  auto doorbell = make_doorbell(ranks);
-  std::vector<double> wakes;
-  for (int round = 0; round < 100; ++round) {
-    ranks.barrier();
-    double rung = 0;
-    if (ranks.rank() == 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      rung = now_us();
-      doorbell->ring();
-    } else {
-      doorbell->sleep();
-    }
-    const double awake = now_us();
-    ranks.broadcast(std::as_writable_bytes(std::span(&rung, 1)), 0);
-    double latency = awake - rung, slowest = 0;  // one host, one clock
-    MPI_Allreduce(&latency, &slowest, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-    wakes.push_back(slowest);
+// One loopback connection from rank 0 to each other rank, for the machine's own wake.
+std::vector<Socket> connect_plain(Communicator& ranks) {
+  uint16_t port = 0;
+  Socket listener;
+  if (ranks.rank() == 0) listener = listen_tcp(true, ranks.size(), port);
+  ranks.broadcast(std::as_writable_bytes(std::span(&port, 1)), 0);
+  const auto until = Clock::now() + std::chrono::seconds(10);
+  std::vector<Socket> sockets;
+  if (ranks.rank() == 0) {
+    for (int i = 1; i < ranks.size(); ++i) sockets.push_back(accept_tcp(listener, until));
+  } else {
+    std::string problem;
+    sockets.push_back(connect_tcp("127.0.0.1", port, until, problem));
   }
-  report(ranks.rank(), "doorbell_wake_median", median(wakes), 1000);
-  report(ranks.rank(), "doorbell_wake_slowest_of_100",
-         *std::max_element(wakes.begin(), wakes.end()), 1000);
+  return sockets;
+}
+
+constexpr auto kIdle = std::chrono::milliseconds(3);
+constexpr double kComputes = 2000;  // microseconds for which rank 0 does not let go of its core
+constexpr std::byte kBell{1};
+
+// One thread of this process wakes another and then blocks itself: the least the machine can do.
+class ThreadWake {
+ public:
+  ThreadWake() : bell_(eventfd(0, EFD_CLOEXEC)), answer_(eventfd(0, EFD_CLOEXEC)) {
+    sleeper_ = std::thread([this] {
+      while (!ends_) {
+        take(bell_);
+        awake_ = now_us();
+        eventfd_write(answer_.fd(), 1);
+      }
+    });
+  }
+  ~ThreadWake() {
+    ends_ = true;
+    eventfd_write(bell_.fd(), 1);
+    sleeper_.join();
+  }
+  double measure() {
+    const double rung = now_us();
+    eventfd_write(bell_.fd(), 1);
+    take(answer_);
+    return awake_ - rung;
+  }
+
+ private:
+  static void take(const Socket& counter) {
+    eventfd_t value = 0;
+    while (eventfd_read(counter.fd(), &value) != 0) {
+    }
+  }
+  Socket bell_, answer_;
+  std::atomic<bool> ends_{false};
+  double awake_ = 0;
+  std::thread sleeper_;
+};
+
+// Rank 0 passes when it rang; the others when they awoke. The slowest wake, on every rank (one
+// host, one clock).
+double slowest_wake(Communicator& ranks, double moment) {
+  double rung = moment;
+  ranks.broadcast(std::as_writable_bytes(std::span(&rung, 1)), 0);
+  double latency = ranks.rank() == 0 ? 0 : moment - rung, slowest = 0;
+  MPI_Allreduce(&latency, &slowest, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+  return slowest;
+}
+
+// The machine's own: a byte over loopback to ranks that block, from a rank 0 that then blocks too.
+double wake_plainly(Communicator& ranks, const std::vector<Socket>& sockets) {
+  std::byte byte{};
+  if (ranks.rank() == 0) {
+    std::this_thread::sleep_for(kIdle);
+    const double rung = now_us();
+    for (const Socket& socket : sockets) write_all(socket, std::span(&kBell, 1), Clock::now());
+    for (const Socket& socket : sockets) read_forever(socket, byte);
+    return slowest_wake(ranks, rung);
+  }
+  read_forever(sockets[0], byte);
+  const double awake = now_us();
+  write_all(sockets[0], std::span(&kBell, 1), Clock::now());
+  return slowest_wake(ranks, awake);
+}
+
+// Ours: rank 0 rings and computes at once, as the engine does.
+double wake_by_doorbell(Communicator& ranks, Doorbell& doorbell, double& ring_us) {
+  if (ranks.rank() != 0) {
+    doorbell.sleep();
+    return slowest_wake(ranks, now_us());
+  }
+  std::this_thread::sleep_for(kIdle);
+  const double rung = now_us();
+  doorbell.ring();
+  const double back = now_us();
+  ring_us = back - rung;
+  while (now_us() < back + kComputes) {
+  }
+  return slowest_wake(ranks, rung);
+}
+
+double quantile(std::vector<double>& values, double part) {
+  std::sort(values.begin(), values.end());
+  const auto index = static_cast<size_t>(part * static_cast<double>(values.size()));
+  return values[std::min(values.size() - 1, index)];
+}
+
+// How long until a sleeping rank runs, in turns with what the machine itself takes, so that a busy
+// host disturbs both alike. `ring` is how long rank 0 is held up.
+void bench_doorbell(Communicator& ranks) {
+  constexpr int kRounds = 600;
+  auto doorbell = make_doorbell(ranks);
+  const auto sockets = connect_plain(ranks);
+  std::unique_ptr<ThreadWake> pair;
+  if (ranks.rank() == 0) pair = std::make_unique<ThreadWake>();
+  std::vector<double> ours, ring, plain, thread;
+  for (int round = 0; round < kRounds; ++round) {
+    if (pair) {  // the other ranks sleep in wake_plainly() meanwhile
+      std::this_thread::sleep_for(kIdle);
+      thread.push_back(pair->measure());
+    }
+    plain.push_back(wake_plainly(ranks, sockets));
+    double ring_us = 0;
+    ours.push_back(wake_by_doorbell(ranks, *doorbell, ring_us));
+    ring.push_back(ring_us);
+  }
+  if (!pair) return;
+  for (const auto& [name, part] :
+       {std::pair("p50", 0.5), {"p90", 0.9}, {"p99", 0.99}, {"max", 1.0}}) {
+    report(0, fmt::format("doorbell_wake_{}", name), quantile(ours, part), quantile(plain, part));
+    report(0, fmt::format("doorbell_ring_{}", name), quantile(ring, part), quantile(plain, part));
+    report(0, fmt::format("thread_wake_{}", name), quantile(thread, part), quantile(plain, part));
+  }
+  const auto late = [](const std::vector<double>& wakes) {
+    const auto count =
+        std::count_if(wakes.begin(), wakes.end(), [](double us) { return us > 1000; });
+    return 100.0 * static_cast<double>(count) / kRounds;
+  };
+  report(0, "doorbell_wakes_over_1ms", late(ours), late(plain), "%");
 }
 
 int run(int argc, char** argv) {
@@ -168,6 +288,10 @@ int run(int argc, char** argv) {
     return 2;
   }
   auto ranks = environment.make_control();
+  if (argc > 1 && std::string_view(argv[1]) == "doorbell") {
+    bench_doorbell(*ranks);
+    return 0;
+  }
   bench_all_reduce(*ranks, "shared_memory");
   auto process = std::make_shared<MpiProcess>(environment.local_size() > 2 * usable_cores());
   auto messages = make_mpi_communicator(MPI_COMM_WORLD, "messages", process, false);

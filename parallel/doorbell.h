@@ -1,7 +1,8 @@
 // Where idle ranks sleep. One TCP connection per rank to rank 0; a blocked Open MPI rank would
-// spin on a core, a rank blocked here uses none and wakes in tens of microseconds. The address and
-// a per-run secret are exchanged over `control` at start. Heartbeats, watchdog dumps and abort
-// travel here later, since the thread that may call MPI is the one that is stuck when they matter.
+// spin on a core, a rank blocked here uses none and wakes as fast as the kernel lets it. The
+// address and a per-run secret are exchanged over `control` at start. Heartbeats, watchdog dumps
+// and abort travel here later, since the thread that may call MPI is the one that is stuck when
+// they matter.
 #pragma once
 
 #include <chrono>

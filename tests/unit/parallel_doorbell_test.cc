@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <thread>
@@ -56,6 +58,34 @@ TEST(Doorbell, SleepsUntilRung) {
       doorbell->sleep();
       EXPECT_TRUE(rung);
     }
+    ranks.barrier();
+  });
+}
+
+int turn_of_this_thread() {
+  struct {
+    uint32_t size = 48, policy = 0;
+    uint64_t flags = 0;
+    int32_t nice = 0;
+    uint32_t priority = 0;
+    uint64_t runtime = 0, deadline = 0, period = 0;
+  } attributes;
+  if (syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0) != 0) return -1;
+  return static_cast<int>(attributes.runtime);
+}
+
+TEST(Doorbell, LeavesThePriorityOfItsCallersAsItWas) {
+  run_ranks(2, [](Communicator& ranks) {
+    auto doorbell = make_doorbell(ranks);
+    const int turn = turn_of_this_thread();
+    const int nice = getpriority(PRIO_PROCESS, 0);
+    if (ranks.rank() == 0) {
+      doorbell->ring();
+    } else {
+      doorbell->sleep();
+    }
+    EXPECT_EQ(turn_of_this_thread(), turn);
+    EXPECT_EQ(getpriority(PRIO_PROCESS, 0), nice);
     ranks.barrier();
   });
 }
