@@ -29,7 +29,7 @@ int32_t slot_count(const SchedulerConfig& config) {
 }
 
 int32_t lookup_budget(const SchedulerConfig& config) {
-  return config.max_lookups > 0 ? config.max_lookups : 2048 + 3 * config.max_rows;
+  return config.max_lookups > 0 ? config.max_lookups : 1536 + 3 * config.max_rows;
 }
 
 Scheduler::Scheduler(const SchedulerConfig& config, const KvPoolConfig& pool) {

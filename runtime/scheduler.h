@@ -40,7 +40,7 @@ void validate(const SchedulerConfig& config);
 // (at least 1 token, at most max_chunk) is kept for it.
 int32_t slot_count(const SchedulerConfig& config);
 
-// max_lookups, or a number that keeps planning short beside the rows: 2,048 and 3 for each of max_rows.
+// max_lookups, or a number that keeps planning short beside the rows: 1,536 and 3 for each of max_rows.
 int32_t lookup_budget(const SchedulerConfig& config);
 
 // What happened to a sequence when a result was applied.
