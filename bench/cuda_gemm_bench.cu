@@ -312,20 +312,26 @@ void compare(Device& device, double read_gb_s) {
   device.print("read bandwidth", read_gb_s, "GB/s", read_gb_s, 1.0);
 }
 
+constexpr SkinnyShape kShapes[] = {{4, 4},     {4, 4, 0, true},  {4, 3},         {4, 3, 0, true},
+                                   {2, 6},     {1, 8},           {8, 2},         {0, 6, 2},
+                                   {0, 8, 1},  {0, 8, 2},        {0, 8, 3},      {0, 12, 1},
+                                   {0, 12, 2}, {0, 12, 1, true}, {0, 8, 2, true}};
+
 // Every built shape, in GB/s: for choosing.
 void list_shapes(Device& device) {
   const Memory pool(2200u << 20), x(16 * 16384 * 4), norm(16384 * 4), y(16 * 131072 * 4);
-  const SkinnyShape shapes[] = {{8, 1, 8}, {8, 1, 12}, {8, 2, 4}, {8, 2, 6}, {8, 4, 2}, {8, 4, 3},
-                                {8, 4, 4}, {4, 4, 4},  {4, 2, 8}, {8, 8, 2}, {4, 8, 3}};
-  std::printf("%-30s", "GB/s of warps,groups,depth:");
-  for (const SkinnyShape& s : shapes) std::printf(" %d,%d,%-2d", s.warps, s.groups, s.depth);
+  std::printf("%-30s", "GB/s of groups,depth[,a SM]:");
+  for (const SkinnyShape& s : kShapes) {
+    std::printf(" %d,%d,%d%s%s", s.groups, s.depth, s.per_sm, s.early ? "e" : "",
+                s.depth < 10 && !s.early ? " " : "");
+  }
   std::printf("\n");
   const auto row = [&](const Dims& dims, int tokens, bool with_norm, bool overlap) {
     Rotation rotation(pool, x, y, dims, tokens);
     if (with_norm) rotation.gemm.norm = static_cast<const float*>(norm.data);
     std::printf("%6dx%-5d %2d %s %s     ", static_cast<int>(dims.rows), static_cast<int>(dims.cols),
                 tokens, with_norm ? "norm" : "    ", overlap ? "     " : "plain");
-    for (const SkinnyShape& shape : shapes) {
+    for (const SkinnyShape& shape : kShapes) {
       Graph graph(device, [&] { return rotation.launch(shape, overlap, device.stream); });
       std::printf(" %6.0f", graph.good() ? rotation.gb_s(time_in_turn({&graph}, 3)[0]) : 0.0);
     }
@@ -345,38 +351,49 @@ void list_shapes(Device& device) {
 }
 
 // The products of 32 layers of an 8B model, each reading what the last one wrote.
-void chain(Device& device, double read_gb_s) {
+void chain(Device& device, double read_gb_s, bool all_shapes) {
   constexpr int64_t kHidden = 4096, kQkv = 6144, kInner = 14336, kLayers = 32;
   constexpr size_t kLayerBytes = 2 * kHidden * (kQkv + kHidden + 2 * kInner + kInner);
   const Memory weights(kLayers * kLayerBytes);
   const Memory residual(16 * kHidden * 4), qkv(16 * kQkv * 2), inner(16 * kInner * 2);
   const Memory norm(kHidden * 4);
+  const auto time = [&](int tokens, bool overlap, const SkinnyShape* shape) {
+    Graph graph(device, [&] {
+      size_t offset = 0;
+      const auto product = [&](const Memory& x, int64_t x_stride, bool with_norm, int64_t rows,
+                               int64_t cols, GemmOut kind, const Memory& y, int64_t y_stride) {
+        Gemm gemm;
+        gemm.x = x.data, gemm.x_stride = x_stride;
+        gemm.weight = weights.at(offset), gemm.rows = rows, gemm.cols = cols;
+        gemm.kind = kind, gemm.y = y.data, gemm.y_stride = y_stride, gemm.tokens = tokens;
+        if (with_norm) gemm.norm = static_cast<const float*>(norm.data), gemm.norm_eps = 1e-5f;
+        offset += 2 * rows * cols;
+        if (shape == nullptr || !launch_skinny_gemm_as(*shape, gemm, overlap, device.stream)) {
+          launch_skinny_gemm_as(choose_skinny_shape(gemm), gemm, overlap, device.stream);
+        }
+      };
+      for (int layer = 0; layer < kLayers; ++layer) {
+        product(residual, kHidden, true, kQkv, kHidden, GemmOut::kBf16, qkv, kQkv);
+        product(qkv, kQkv, false, kHidden, kHidden, GemmOut::kAddF32, residual, kHidden);
+        product(residual, kHidden, true, 2 * kInner, kHidden, GemmOut::kSwiGlu, inner, kInner);
+        product(inner, kInner, false, kHidden, kInner, GemmOut::kAddF32, residual, kHidden);
+      }
+      return true;
+    });
+    return weights.bytes / time_in_turn({&graph}, 7)[0] * 1e-6;
+  };
   for (int tokens : {1, 2, 4, 8, 16}) {
     for (bool overlap : {true, false}) {
-      Graph graph(device, [&] {
-        size_t offset = 0;
-        const auto product = [&](const Memory& x, int64_t x_stride, bool with_norm, int64_t rows,
-                                 int64_t cols, GemmOut kind, const Memory& y, int64_t y_stride) {
-          Gemm gemm;
-          gemm.x = x.data, gemm.x_stride = x_stride;
-          gemm.weight = weights.at(offset), gemm.rows = rows, gemm.cols = cols;
-          gemm.kind = kind, gemm.y = y.data, gemm.y_stride = y_stride, gemm.tokens = tokens;
-          if (with_norm) gemm.norm = static_cast<const float*>(norm.data), gemm.norm_eps = 1e-5f;
-          offset += 2 * rows * cols;
-          launch_skinny_gemm_as(choose_skinny_shape(gemm), gemm, overlap, device.stream);
-        };
-        for (int layer = 0; layer < kLayers; ++layer) {
-          product(residual, kHidden, true, kQkv, kHidden, GemmOut::kBf16, qkv, kQkv);
-          product(qkv, kQkv, false, kHidden, kHidden, GemmOut::kAddF32, residual, kHidden);
-          product(residual, kHidden, true, 2 * kInner, kHidden, GemmOut::kSwiGlu, inner, kInner);
-          product(inner, kInner, false, kHidden, kInner, GemmOut::kAddF32, residual, kHidden);
-        }
-        return true;
-      });
-      const double gb_s = weights.bytes / time_in_turn({&graph}, 7)[0] * 1e-6;
+      const double gb_s = time(tokens, overlap, nullptr);
       device.print("skinny_gemm chain of 32 8B layers, tokens " + std::to_string(tokens) +
                        (overlap ? "" : ", without overlap"),
                    gb_s, "GB/s", read_gb_s, gb_s / read_gb_s);
+    }
+    for (const SkinnyShape& s : kShapes) {
+      if (!all_shapes) continue;
+      std::printf("chain tokens %d, groups %d, depth %d, blocks a SM %d, %s: %.4f\n", tokens,
+                  s.groups, s.depth, s.per_sm, s.early ? "early" : "late",
+                  time(tokens, true, &s) / read_gb_s);
     }
   }
 }
@@ -397,7 +414,7 @@ int main(int argc, char** argv) {
     const double read_gb_s = measure_read_gb_s(device);
     device.print("read bandwidth", read_gb_s, "GB/s", read_gb_s, 1.0);
     if (asked("shapes", false)) list_shapes(device);
-    if (asked("chain", true)) chain(device, read_gb_s);
+    if (asked("chain", true)) chain(device, read_gb_s, asked("shapes", false));
     if (asked("compare", true)) compare(device, read_gb_s);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

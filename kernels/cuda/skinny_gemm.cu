@@ -1,70 +1,120 @@
 #include "kernels/cuda/skinny_gemm.h"
 
-#include <atomic>
+#include <algorithm>
+#include <mutex>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/skinny_gemm.cuh"
+#include "kernels/cuda/skinny_walk.cuh"
 
 namespace trireme::cuda {
 namespace {
+
+constexpr int kMaxDevices = 64;
 
 bool is_gated(GemmOut kind) { return kind == GemmOut::kSwiGlu || kind == GemmOut::kGeGlu; }
 
 bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// Whether the current device knows programmatic dependent launch; also its number.
-bool overlaps_launches(int& device) {
-  static std::atomic<int> known[64];  // 0: not asked, 1: no, 2: yes
-  TRIREME_CUDA(cudaGetDevice(&device));
-  std::atomic<int>& entry = known[device % 64];
-  if (entry.load(std::memory_order_relaxed) == 0) {
+struct DeviceFacts {
+  bool overlaps = false;  // programmatic dependent launch
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // that a block may have
+};
+
+const DeviceFacts& facts_of(int device) {
+  static std::once_flag once[kMaxDevices];
+  static DeviceFacts facts[kMaxDevices];
+  std::call_once(once[device], [&] {
     int major = 0;
+    DeviceFacts& these = facts[device];
     TRIREME_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    entry.store(major >= 9 ? 2 : 1, std::memory_order_relaxed);
-  }
-  return entry.load(std::memory_order_relaxed) == 2;
+    TRIREME_CUDA(
+        cudaDeviceGetAttribute(&these.multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    TRIREME_CUDA(cudaDeviceGetAttribute(&these.shared_bytes,
+                                        cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    these.overlaps = major >= 9;
+  });
+  return facts[device];
 }
 
-template <int kWarps, int kGroups, int kDepth, bool kMany, bool kNorm>
-void launch(const SkinnyArgs& args, bool overlap, cudaStream_t stream) {
-  const auto kernel = skinny_kernel<kWarps, kGroups, kDepth, kMany, kNorm>;
-  constexpr int kShared = skinny_shared_bytes<kWarps, kGroups, kDepth>();
-  static std::atomic<uint64_t> prepared{0};  // one bit a device
+int current_device() {
   int device = 0;
-  overlap = overlaps_launches(device) && overlap;
-  const uint64_t bit = uint64_t{1} << (device % 64);
-  if ((prepared.load(std::memory_order_acquire) & bit) == 0) {
-    TRIREME_CUDA(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+  TRIREME_CUDA(cudaGetDevice(&device));
+  if (device >= kMaxDevices) fail_internal("more devices than expected");
+  return device;
+}
+
+// Where the product is launched, and how.
+struct Launch {
+  int device = 0;
+  int blocks = 0;
+  int shared_bytes = 0;
+  bool overlap = false;
+  cudaStream_t stream = nullptr;
+};
+
+using Kernel = void (*)(SkinnyArgs);
+
+template <Kernel kKernel>
+void launch(const SkinnyArgs& args, const Launch& how) {
+  static std::once_flag once[kMaxDevices];
+  const DeviceFacts& facts = facts_of(how.device);
+  std::call_once(once[how.device], [&] {
+    TRIREME_CUDA(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      facts.shared_bytes));
     // The same split for all kernels, or a block cannot join those of the kernel before it.
-    TRIREME_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+    TRIREME_CUDA(cudaFuncSetAttribute(kKernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                       cudaSharedmemCarveoutMaxShared));
-    prepared.fetch_or(bit, std::memory_order_release);
-  }
-  const int out_rows_per_block = 8 * kGroups / (is_gated(args.gemm.kind) ? 2 : 1);
+  });
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim =
-      dim3(static_cast<unsigned>((args.out_rows + out_rows_per_block - 1) / out_rows_per_block));
+  config.gridDim = dim3(static_cast<unsigned>(how.blocks));
   config.blockDim = dim3(kWarps * 32);
-  config.dynamicSmemBytes = kShared;
-  config.stream = stream;
+  config.dynamicSmemBytes = static_cast<size_t>(how.shared_bytes);
+  config.stream = how.stream;
   config.attrs = &attribute;
-  config.numAttrs = overlap ? 1 : 0;
-  TRIREME_CUDA(cudaLaunchKernelEx(&config, kernel, args));
+  config.numAttrs = how.overlap && facts.overlaps ? 1 : 0;
+  TRIREME_CUDA(cudaLaunchKernelEx(&config, kKernel, args));
 }
 
-template <int kWarps, int kGroups, int kDepth>
-void launch_shape(const SkinnyArgs& args, bool overlap, cudaStream_t stream) {
+template <int kGroups, int kDepth>
+void launch_tile(const SkinnyArgs& args, Launch how) {
+  const int64_t rows = 8 * kGroups / (is_gated(args.gemm.kind) ? 2 : 1);
+  how.blocks = static_cast<int>((args.out_rows + rows - 1) / rows);
+  how.shared_bytes = skinny_shared_bytes<kGroups, kDepth>();
   const bool many = args.gemm.tokens > 8;
   if (args.gemm.norm != nullptr) {
-    if (many) return launch<kWarps, kGroups, kDepth, true, true>(args, overlap, stream);
-    return launch<kWarps, kGroups, kDepth, false, true>(args, overlap, stream);
+    if (many) return launch<skinny_kernel<kGroups, kDepth, true, true>>(args, how);
+    return launch<skinny_kernel<kGroups, kDepth, false, true>>(args, how);
   }
-  if (many) return launch<kWarps, kGroups, kDepth, true, false>(args, overlap, stream);
-  return launch<kWarps, kGroups, kDepth, false, false>(args, overlap, stream);
+  if (many) return launch<skinny_kernel<kGroups, kDepth, true, false>>(args, how);
+  return launch<skinny_kernel<kGroups, kDepth, false, false>>(args, how);
+}
+
+template <int kDepth>
+bool launch_walk(const SkinnyArgs& args, const SkinnyShape& shape, Launch how) {
+  const DeviceFacts& facts = facts_of(how.device);
+  const int64_t groups = (args.out_rows + 7) / 8;
+  how.blocks =
+      static_cast<int>(std::min<int64_t>(groups, int64_t{facts.multiprocessors} * shape.per_sm));
+  how.shared_bytes = WalkLayout(kDepth, args.gemm.cols, args.gemm.tokens).total;
+  if (how.shared_bytes > facts.shared_bytes) return false;
+  const bool many = args.gemm.tokens > 8;
+  if (args.gemm.norm != nullptr) {
+    if (many) {
+      launch<skinny_walk_kernel<kDepth, true, true>>(args, how);
+    } else {
+      launch<skinny_walk_kernel<kDepth, false, true>>(args, how);
+    }
+  } else if (many) {
+    launch<skinny_walk_kernel<kDepth, true, false>>(args, how);
+  } else {
+    launch<skinny_walk_kernel<kDepth, false, false>>(args, how);
+  }
+  return true;
 }
 
 void check(const Gemm& gemm) {
@@ -84,9 +134,9 @@ void check(const Gemm& gemm) {
 
 SkinnyShape choose_skinny_shape(const Gemm& gemm) {
   const int64_t groups = (gemm.rows + 7) / 8;
-  if (groups >= 4 * 120) return {8, 4, 3};
-  if (groups >= 2 * 100 || is_gated(gemm.kind)) return {8, 2, 6};
-  return {8, 1, 8};
+  if (groups >= 4 * 120) return {4, 4};
+  if (groups >= 2 * 100 || is_gated(gemm.kind)) return {2, 6};
+  return {1, 8};
 }
 
 bool launch_skinny_gemm_as(const SkinnyShape& shape, const Gemm& gemm, bool overlap,
@@ -95,32 +145,28 @@ bool launch_skinny_gemm_as(const SkinnyShape& shape, const Gemm& gemm, bool over
   SkinnyArgs args;
   args.gemm = gemm;
   args.out_rows = is_gated(gemm.kind) ? gemm.rows / 2 : gemm.rows;
-  const auto is = [&](int warps, int groups, int depth) {
-    return shape.warps == warps && shape.groups == groups && shape.depth == depth;
+  args.early = shape.early;
+  Launch how;
+  how.device = current_device();
+  how.overlap = overlap;
+  how.stream = stream;
+  const auto is = [&](int groups, int depth) {
+    return shape.groups == groups && shape.depth == depth;
   };
-  if (is(8, 1, 8) && !is_gated(gemm.kind)) {
-    launch_shape<8, 1, 8>(args, overlap, stream);
-  } else if (is(8, 2, 6)) {
-    launch_shape<8, 2, 6>(args, overlap, stream);
-  } else if (is(8, 4, 3)) {
-    launch_shape<8, 4, 3>(args, overlap, stream);
+  if (is(0, 6)) return launch_walk<6>(args, shape, how);
+  if (is(0, 8)) return launch_walk<8>(args, shape, how);
+  if (is(0, 12)) return launch_walk<12>(args, shape, how);
+  if (is(1, 8) && !is_gated(gemm.kind)) {
+    launch_tile<1, 8>(args, how);
+  } else if (is(2, 6)) {
+    launch_tile<2, 6>(args, how);
+  } else if (is(4, 4)) {
+    launch_tile<4, 4>(args, how);
 #ifdef TRIREME_SKINNY_MORE_SHAPES
-  } else if (is(8, 1, 12) && !is_gated(gemm.kind)) {
-    launch_shape<8, 1, 12>(args, overlap, stream);
-  } else if (is(8, 2, 4)) {
-    launch_shape<8, 2, 4>(args, overlap, stream);
-  } else if (is(8, 4, 2)) {
-    launch_shape<8, 4, 2>(args, overlap, stream);
-  } else if (is(8, 4, 4)) {
-    launch_shape<8, 4, 4>(args, overlap, stream);
-  } else if (is(4, 4, 4)) {
-    launch_shape<4, 4, 4>(args, overlap, stream);
-  } else if (is(4, 2, 8)) {
-    launch_shape<4, 2, 8>(args, overlap, stream);
-  } else if (is(8, 8, 2)) {
-    launch_shape<8, 8, 2>(args, overlap, stream);
-  } else if (is(4, 8, 3)) {
-    launch_shape<4, 8, 3>(args, overlap, stream);
+  } else if (is(4, 3)) {
+    launch_tile<4, 3>(args, how);
+  } else if (is(8, 2)) {
+    launch_tile<8, 2>(args, how);
 #endif
   } else {
     return false;

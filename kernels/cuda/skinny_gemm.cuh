@@ -25,13 +25,15 @@ namespace trireme::cuda {
 struct SkinnyArgs {
   Gemm gemm;
   int64_t out_rows = 0;  // rows, or rows / 2 where gate and up are combined
+  bool early = false;
 };
 
-inline constexpr int kChunk = 64;                  // columns
+inline constexpr int kWarps = 8;   // of a block: the order of the sums follows from it
+inline constexpr int kChunk = 64;  // columns
 inline constexpr int kPartialStride = 16 * 8 + 8;  // floats: 16 tokens x 8 rows, and a pad
 inline constexpr int kSlotBytes = 2 * 32 * 16;     // a chunk of 8 rows
 
-template <int kWarps, int kGroups, int kDepth>
+template <int kGroups, int kDepth>
 constexpr int skinny_shared_bytes() {
   return kWarps * kGroups * kDepth * kSlotBytes + kWarps * 16 * int{sizeof(float)};
 }
@@ -105,9 +107,35 @@ __device__ inline float activate(GemmOut kind, float gate) {
   return 0.5f * gate * (1.0f + tanhf(inner));
 }
 
+// 1 / rms of a token from the warps' sums of squares [warp][16].
+__device__ inline float inverse_rms(const Gemm& gemm, const float* squares, int token) {
+  float total = 0.0f;
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) total += squares[warp * 16 + token];
+  return 1.0f / sqrtf(total / static_cast<float>(gemm.cols) + gemm.norm_eps);
+}
+
+// `value` is the up row's sum where the kind is gated, else the row's; `gate` is used if gated.
+__device__ inline void write_result(const Gemm& gemm, int token, int64_t row, float gate,
+                                    float value) {
+  const int64_t at = token * gemm.y_stride + row;
+  if (gemm.kind == GemmOut::kSwiGlu || gemm.kind == GemmOut::kGeGlu) {
+    value *= activate(gemm.kind, gate);
+  } else if (gemm.bias != nullptr) {
+    value += gemm.bias[row];
+  }
+  if (gemm.kind == GemmOut::kAddF32) {
+    static_cast<float*>(gemm.y)[at] += value;
+  } else if (gemm.kind == GemmOut::kF32) {
+    static_cast<float*>(gemm.y)[at] = value;
+  } else {
+    static_cast<__nv_bfloat16*>(gemm.y)[at] = __float2bfloat16_rn(value);
+  }
+}
+
 // Adds up the warps' sums and writes the block's results. partials: each warp's own part of the
 // ring, [warp][ring bytes] as [group][16 tokens][8 rows] floats; squares: [warp][16].
-template <int kWarps, int kGroups, int kDepth, bool kNorm>
+template <int kGroups, int kDepth, bool kNorm>
 __device__ void write_results(const SkinnyArgs& args, const unsigned char* partials,
                               const float* squares) {
   const Gemm& gemm = args.gemm;
@@ -131,37 +159,20 @@ __device__ void write_results(const SkinnyArgs& args, const unsigned char* parti
     const int64_t row = first + group * 8 + n;
     if (row >= args.out_rows) continue;
     float scale = 1.0f;
-    if constexpr (kNorm) {
-      float total = 0.0f;
-#pragma unroll
-      for (int warp = 0; warp < kWarps; ++warp) total += squares[warp * 16 + token];
-      scale = 1.0f / sqrtf(total / static_cast<float>(gemm.cols) + gemm.norm_eps);
-    }
-    float value = sum(group, token, n) * scale;
-    const int64_t at = token * gemm.y_stride + row;
-    if (gated) {
-      const float up = sum(group + out_groups, token, n) * scale;
-      value = activate(gemm.kind, value) * up;
-    } else if (gemm.bias != nullptr) {
-      value += gemm.bias[row];
-    }
-    if (gemm.kind == GemmOut::kAddF32) {
-      static_cast<float*>(gemm.y)[at] += value;
-    } else if (gemm.kind == GemmOut::kF32) {
-      static_cast<float*>(gemm.y)[at] = value;
-    } else {
-      static_cast<__nv_bfloat16*>(gemm.y)[at] = __float2bfloat16_rn(value);
-    }
+    if constexpr (kNorm) scale = inverse_rms(gemm, squares, token);
+    const float value = sum(group, token, n) * scale;
+    const float up = gated ? sum(group + out_groups, token, n) * scale : value;
+    write_result(gemm, token, row, value, up);
   }
 }
 
-template <int kWarps, int kGroups, int kDepth, bool kMany, bool kNorm>
+template <int kGroups, int kDepth, bool kMany, bool kNorm>
 __global__ void __launch_bounds__(kWarps * 32)
     skinny_kernel(const __grid_constant__ SkinnyArgs args) {
   using Activations = std::conditional_t<kNorm, NormedActivations<kMany>, PlainActivations<kMany>>;
   extern __shared__ __align__(16) unsigned char shared[];
   static_assert(kPartialStride * 4 <= kSlotBytes);
-  let_next_kernel_start();
+  if (args.early) let_next_kernel_start();
   const Gemm& gemm = args.gemm;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
@@ -204,6 +215,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   };
 #pragma unroll
   for (int i = 0; i < kDepth; ++i) request(i);
+  if (warp == 0 && count <= kDepth) let_next_kernel_start();
 
   wait_for_previous_kernel();
   float sums[kGroups][4] = {};
@@ -228,6 +240,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       }
     }
     request(i + kDepth);
+    if (warp == 0 && i + kDepth + 1 == count) let_next_kernel_start();
   }
 
   // The warp's own copies have all been used: its part of the ring takes its sums.
@@ -253,7 +266,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
   }
   __syncthreads();
-  write_results<kWarps, kGroups, kDepth, kNorm>(args, shared, all_squares);
+  write_results<kGroups, kDepth, kNorm>(args, shared, all_squares);
 }
 
 }  // namespace trireme::cuda

@@ -1,5 +1,4 @@
-// How a skinny product is cut into blocks. The bits of a result depend on `warps` alone, which
-// follows from the weight's shape; the rest may follow the number of tokens.
+// How a skinny product is cut into blocks. The bits of a result do not depend on it.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,9 +8,12 @@
 namespace trireme::cuda {
 
 struct SkinnyShape {
-  int warps = 8;   // of a block; they share out the columns
-  int groups = 4;  // of 8 weight rows, to a block
+  // Weight rows that a block multiplies at a time, in groups of 8. 0: it walks over its rows one
+  // group at a time, with the activations resident in shared memory.
+  int groups = 4;
   int depth = 3;   // chunks of 64 columns that a warp keeps on their way
+  int per_sm = 0;  // where it walks: blocks for each multiprocessor
+  bool early = false;
 };
 
 SkinnyShape choose_skinny_shape(const Gemm& gemm);

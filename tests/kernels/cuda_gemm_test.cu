@@ -115,7 +115,7 @@ struct Case {
 };
 
 std::string describe(const Case& c) {
-  return "[" + std::to_string(c.rows) + ", " + std::to_string(c.cols) + "] x " +
+  return std::string("[") + std::to_string(c.rows) + ", " + std::to_string(c.cols) + "] x " +
          std::to_string(c.tokens) + " " + name_of(c.kind) + (c.norm ? " norm" : "") +
          (c.bias ? " bias" : "");
 }
@@ -205,8 +205,9 @@ void Setup::check(const std::string& what, double bias_rounding) const {
   const std::vector<unsigned char> sum_bytes = sums.to_host(), size_bytes = sizes.to_host();
   const auto* sum = reinterpret_cast<const double*>(sum_bytes.data());
   const auto* size = reinterpret_cast<const double*>(size_bytes.data());
-  // Sums in float32, and with the norm activations rounded to bf16 (uniformly within 2^-9).
-  const double relative = case_.norm ? 7.0 * 0.58 / 512.0 : 4e-6;
+  // Sums in float32 on tensor cores, which cut off rather than round; with the norm, activations
+  // rounded to bf16 (within 2^-8, most of them within 2^-9).
+  const double relative = case_.norm ? 10.0 * 0.58 / 512.0 : 4e-6 + 1e-9 * case_.cols;
   double worst = 0.0;
   for (int token = 0; token < case_.tokens; ++token) {
     for (int64_t row = 0; row < out_rows_; ++row) {
@@ -273,8 +274,8 @@ void check_all_kinds(uint64_t seed) {
 
 // Every built shape gives every token the same bits, alone or among others.
 void check_independence(uint64_t seed) {
-  const SkinnyShape shapes[] = {{8, 1, 8}, {8, 2, 6}, {8, 4, 3}, {8, 1, 12}, {8, 2, 4}, {8, 4, 2},
-                                {8, 4, 4}, {4, 4, 4}, {4, 2, 8}, {8, 8, 2},  {4, 8, 3}};
+  const SkinnyShape shapes[] = {{4, 4},    {4, 3},    {2, 6},     {1, 8},    {8, 2},
+                                {0, 6, 2}, {0, 8, 1}, {0, 12, 2}, {0, 12, 1}};
   for (bool norm : {false, true}) {
     const Case c{1000, 1544, 16, GemmOut::kF32, norm};
     Setup setup(c, seed++);
@@ -287,12 +288,6 @@ void check_independence(uint64_t seed) {
       setup.gemm.tokens = tokens;
       setup.gemm.x = static_cast<const char*>(whole.x) + first * whole.x_stride * (norm ? 4 : 2);
       if (!launch_skinny_gemm_as(shape, setup.gemm, true, nullptr)) return true;  // not built
-      if (shape.warps != 8) {  // another order of sums: check the values alone
-        setup.gemm = whole;
-        launch_skinny_gemm_as(shape, setup.gemm, true, nullptr);
-        setup.check("shape");
-        return true;
-      }
       bool equal = true;
       for (int i = 0; i < tokens; ++i) equal &= setup.token_bytes(i) == expected[first + i];
       setup.gemm = whole;
@@ -303,7 +298,8 @@ void check_independence(uint64_t seed) {
         for (int tokens : {1, 2, 8, 13, 16}) {
           if (first + tokens > 16) continue;
           report(same(first, tokens, shape), "a token's bits depend on others: groups " +
-                                                 std::to_string(shape.groups) + ", tokens " +
+                                                 std::to_string(shape.groups) + ", depth " +
+                                                 std::to_string(shape.depth) + ", tokens " +
                                                  std::to_string(tokens));
         }
       }
