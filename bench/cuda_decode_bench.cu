@@ -2,7 +2,7 @@
 // lines. Launches follow one another in a CUDA graph as layers do, each over another cache, so that
 // none finds its KV in L2. `early`: the cached KV is requested before the previous kernel's end.
 // The QKV preparation likewise, bytes read and written.
-// cuda_decode_bench [COMMIT]
+// cuda_decode_bench [COMMIT [PART OF A NAME]]
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -105,7 +105,7 @@ double seconds(cudaStream_t stream, int launches, const std::function<void(int)>
 
 class Bench {
  public:
-  explicit Bench(const char* commit) : commit_(commit) {
+  Bench(const char* commit, const char* only) : commit_(commit), only_(only) {
     TRIREME_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     cudaDeviceProp device;
     TRIREME_CUDA(cudaGetDeviceProperties(&device, 0));
@@ -130,6 +130,10 @@ class Bench {
 
   void attention(const Heads& heads, const Lengths& lengths, int head_dim, bool early) {
     constexpr int kBlock = 16;
+    char name[120];
+    std::snprintf(name, sizeof name, "decode_attention/%s/%d/%s%s", heads.name, head_dim,
+                  lengths.name, early ? "/early" : "");
+    if (std::strstr(name, only_) == nullptr) return;
     std::vector<DeviceRow> rows;
     std::vector<int32_t> begins, table;
     int64_t tokens = 0;
@@ -163,6 +167,7 @@ class Bench {
     a.max_items = decode_max_items(count, heads.kv_heads, multiprocessors_);
     std::vector<DecodeItem> items;
     plan_decode(rows, 0, kBlock, heads.kv_heads, multiprocessors_, a.max_items, items);
+    for (DecodeItem& item : items) item.table = begins[item.row];
     a.items = upload(items);
     a.item_count = upload(std::vector<int32_t>{static_cast<int32_t>(items.size())});
     a.early_context = early;
@@ -175,9 +180,6 @@ class Bench {
       launch_decode_attention(a, stream_);
     });
     const double bytes = static_cast<double>(tokens) * heads.kv_heads * head_dim * 4;
-    char name[120];
-    std::snprintf(name, sizeof name, "decode_attention/%s/%d/%s%s", heads.name, head_dim,
-                  lengths.name, early ? "/early" : "");
     report(name, bytes, s);
     for (const void* p :
          {static_cast<const void*>(qkv), static_cast<const void*>(a.rows),
@@ -191,6 +193,10 @@ class Bench {
 
   void prepare(const Heads& heads, int tokens, bool norm) {
     constexpr int kDim = 128, kBlock = 16;
+    char name[120];
+    std::snprintf(name, sizeof name, "prepare_qkv/%s/%d%s", heads.name, tokens,
+                  norm ? "/norm" : "");
+    if (std::strstr(name, only_) == nullptr) return;
     const int width = (heads.q_heads + 2 * heads.kv_heads) * kDim;
     std::vector<int32_t> table(tokens / kBlock + 1);
     std::iota(table.begin(), table.end(), 0);
@@ -217,9 +223,6 @@ class Bench {
       p.v = qkv + (heads.q_heads + heads.kv_heads) * kDim;
       launch_prepare_qkv(p, stream_);
     });
-    char name[120];
-    std::snprintf(name, sizeof name, "prepare_qkv/%s/%d%s", heads.name, tokens,
-                  norm ? "/norm" : "");
     report(name, static_cast<double>(batch) * 4, s);
     fill_random<<<2048, 256, 0, stream_>>>(v_, kPoolElements);
   }
@@ -236,6 +239,7 @@ class Bench {
   }
 
   const char* commit_;
+  const char* only_;
   cudaStream_t stream_ = nullptr;
   std::string device_;
   int multiprocessors_ = 0;
@@ -244,8 +248,8 @@ class Bench {
   double read_ = 0;
 };
 
-void run(const char* commit) {
-  Bench bench(commit);
+void run(const char* commit, const char* only) {
+  Bench bench(commit, only);
   std::vector<int> skewed = {65536};
   std::mt19937 engine(11);
   for (int i = 0; i < 63; ++i) skewed.push_back(64 + static_cast<int>(engine() % 900));
@@ -275,7 +279,7 @@ void run(const char* commit) {
 
 int main(int argc, char** argv) {
   try {
-    trireme::cuda::run(argc > 1 ? argv[1] : "");
+    trireme::cuda::run(argc > 1 ? argv[1] : "", argc > 2 ? argv[2] : "");
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

@@ -25,15 +25,19 @@ struct HeadPrepare {
 
 // One part of one decode row's context, made on the host by plan_decode().
 struct alignas(16) DecodeItem {
+  int32_t begin = 0;   // positions [begin, end) of the context; the newest token's is end - 1 of the
+  int32_t end = 0;     //   last part
+  int32_t table = -1;  // tables.table_begin[row], where the caller fills it in: saves a lookup
   int32_t row = 0;
-  int32_t begin = 0;  // positions [begin, end) of the context; the newest token's is end - 1 of the
-  int32_t end = 0;    //   last part
-  int32_t part = 0;   // of `parts`; parts of a row are consecutive items
+  int32_t part = 0;  // of `parts`
   int32_t parts = 0;
-  // Of items[i]: the items [span_begin, span_end) are the i-th span, what one thread block does for
-  // one KV head. Spans are of equal work; empty ones follow the last.
-  int32_t span_begin = 0;
-  int32_t span_end = 0;
+  // A span is what one thread block does for one KV head; spans are of equal work. The first items
+  // are those that start spans, and `next` leads through a span's others; -1: its last.
+  int32_t next = -1;
+  int32_t starts = 0;
+  int32_t slot = 0;      // of this part's result in the workspace; a row's slots are consecutive
+  int32_t position = 0;  // the row's DeviceRow
+  int32_t token = 0;
   int32_t unused = 0;
 };
 
@@ -48,7 +52,7 @@ struct DecodeAttention {
   int q_heads = 0;  // a multiple of kv.kv_heads
   float scale = 0.0f;
   float softcap = 0.0f;  // 0: off
-  const DeviceRow* rows = nullptr;
+  const DeviceRow* rows = nullptr;  // not read: items hold what is needed of them
   DeviceTables tables;
   DeviceKv kv;
   const DecodeItem* items = nullptr;    // device

@@ -8,175 +8,10 @@
 // workspace, where the last block to arrive merges them.
 #pragma once
 
-#include "kernels/cuda/attention.h"
-#include "kernels/cuda/decode_attention_ptx.cuh"
+#include "kernels/cuda/decode_attention_tiles.cuh"
 #include "kernels/cuda/head_prepare.cuh"
 
 namespace trireme::cuda::decode {
-
-using bf16 = __nv_bfloat16;
-
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-constexpr int kTile = 16;            // positions a tile, and rows (query heads) of the products
-constexpr float kLowest = -1.0e30f;  // below any score, and finite: kLowest - kLowest is 0
-
-struct Params {
-  DecodeAttention a;
-  int group = 0;
-  float score_scale = 0.0f;           // log2(e) * scale, or scale / softcap
-  float softcap_log2 = 0.0f;          // softcap * log2(e)
-  float* partial = nullptr;           // [max_items][q_heads][kDim]
-  float2* partial_max_sum = nullptr;  // [max_items][q_heads]
-  unsigned* arrived = nullptr;        // [max_items][kv_heads], of a row's first item; 0 at rest
-};
-
-// Shared memory, in this order. kDim: head_dim, or the next size there is a kernel for.
-template <int kDim>
-struct Layout {
-  static constexpr int kRowBytes = kDim * 2;
-  static constexpr int kTileBytes = kTile * kRowBytes;  // of K, or of V
-  static constexpr int kStages = kDim <= 64 ? 6 : kDim <= 80 ? 5 : kDim <= 96 ? 4 : 3;
-  static constexpr int kRing = 0;  // [warp][stage] K tile, V tile
-  static constexpr int kQuery = kRing + kWarps * kStages * 2 * kTileBytes;  // tile of queries
-  static constexpr int kNewest = kQuery + kTileBytes;        // the newest token's k, then v
-  static constexpr int kRotation = kNewest + 2 * kRowBytes;  // float2 [kDim / 2]
-  static constexpr int kLast = kRotation + kDim / 2 * 8;     // int: this block merges the parts
-  static constexpr int kMerge = kLast + 16;                  // [kWarps / 2] results of a warp
-  // float4 a lane; rows 8 to 15 only count where the group is larger than 8.
-  static constexpr __host__ __device__ int merge_vectors(bool wide) {
-    return (wide ? kDim / 8 : kDim / 16) + 1;
-  }
-  static constexpr int bytes(bool wide) {
-    return kMerge + kWarps / 2 * merge_vectors(wide) * 32 * 16;
-  }
-};
-
-// Where 16-byte unit `unit` of row `row` lies in a tile: rotated so that the same unit of 8
-// consecutive rows falls into 8 different groups of banks.
-template <int kDim>
-__device__ inline int unit_offset(int row, int unit) {
-  constexpr int kUnits = kDim / 8;
-  constexpr int kPower = (kUnits & -kUnits) > 8 ? 8 : (kUnits & -kUnits);
-  return row * kDim * 2 + (unit ^ ((row / (8 / kPower)) & (kPower - 1))) * 16;
-}
-
-// The tiles of one warp in order, over all items of all spans of its block, as copies into its
-// ring.
-template <int kDim, bool kExact>
-class TileStream {
- public:
-  __device__ TileStream(const Params& p, uint32_t ring, int warp, int lane, int item_count)
-      : p_(p), ring_(ring), warp_(warp), lane_(lane), item_count_(item_count), unit_(blockIdx.x) {
-    open_span();
-    if (!done_) skip_to_tile();
-  }
-
-  // Requests the next tile into `stage`; always commits a group.
-  __device__ void request(int stage) {
-    if (!done_) {
-      copy(ring_ + stage * 2 * L::kTileBytes);
-      tile_ += kWarps;
-      skip_to_tile();
-    }
-    copy_commit();
-  }
-
- private:
-  using L = Layout<kDim>;
-
-  __device__ void open_span() {
-    const int span = unit_ / p_.a.kv.kv_heads;
-    done_ = true;
-    if (span >= item_count_) return;
-    item_ = p_.a.items[span].span_begin;
-    item_end_ = p_.a.items[span].span_end;
-    if (item_ >= item_end_) return;
-    done_ = false;
-    head_ = unit_ - span * p_.a.kv.kv_heads;
-    open_item();
-  }
-
-  __device__ void open_item() {
-    const DecodeItem item = p_.a.items[item_];
-    table_ = p_.a.tables.blocks + p_.a.tables.table_begin[item.row];
-    begin_ = item.begin;
-    // The newest position is not in the cache yet.
-    end_ = item.end - (item.part == item.parts - 1 ? 1 : 0);
-    tile_ = item.begin / kTile + warp_;
-    tile_end_ = (item.end - 1) / kTile + 1;
-  }
-
-  // To the next tile there is, and its lookup in the block table, so that the entry is there when
-  // the tile is requested.
-  __device__ void skip_to_tile() {
-    while (tile_ >= tile_end_) {
-      if (++item_ < item_end_) {
-        open_item();
-        continue;
-      }
-      unit_ += gridDim.x;
-      open_span();
-      if (done_) return;
-    }
-    const int position = tile_ * kTile + (lane_ & (kTile - 1));
-    const DeviceKv& kv = p_.a.kv;
-    slot_ = -1;
-    if (position >= begin_ && position < end_) {
-      const int entry = position / kv.block_size;
-      slot_ = position - entry * kv.block_size;
-      block_ = table_[entry];
-    }
-  }
-
-  __device__ void copy(uint32_t to) {
-    const DeviceKv& kv = p_.a.kv;
-    const auto* k = static_cast<const bf16*>(kv.k);
-    const auto* v = static_cast<const bf16*>(kv.v);
-    // Row of the cache seen as [blocks * kv_heads * block_size][head_dim]; one a lane, 16 lanes.
-    const int mine = slot_ < 0 ? -1 : (block_ * kv.kv_heads + head_) * kv.block_size + slot_;
-    if constexpr (kExact) {
-      constexpr int kUnits = kDim / 8;
-#pragma unroll
-      for (int i = 0; i < kUnits / 2; ++i) {
-        const int index = lane_ + 32 * i;
-        const int row = index / kUnits;
-        const int unit = index - row * kUnits;
-        const int from = __shfl_sync(0xffffffffu, mine, row);
-        const int64_t offset = from < 0 ? 0 : int64_t{from} * kDim + unit * 8;
-        const uint32_t at = to + unit_offset<kDim>(row, unit);
-        copy16_async(at, k + offset, from >= 0);
-        copy16_async(at + L::kTileBytes, v + offset, from >= 0);
-      }
-    } else {
-      const int row = lane_ & (kTile - 1);
-      const int64_t offset = mine < 0 ? 0 : int64_t{mine} * kv.head_dim;
-      if (kv.head_dim % 8 == 0) {
-        for (int unit = lane_ / kTile; unit < kv.head_dim / 8; unit += 2) {
-          const uint32_t at = to + unit_offset<kDim>(row, unit);
-          copy16_async(at, k + offset + unit * 8, mine >= 0);
-          copy16_async(at + L::kTileBytes, v + offset + unit * 8, mine >= 0);
-        }
-      } else {
-        for (int word = lane_ / kTile; word < kv.head_dim / 2; word += 2) {
-          const uint32_t at = to + unit_offset<kDim>(row, word / 4) + word % 4 * 4;
-          copy4_async(at, k + offset + word * 2, mine >= 0);
-          copy4_async(at + L::kTileBytes, v + offset + word * 2, mine >= 0);
-        }
-      }
-    }
-  }
-
-  const Params& p_;
-  const uint32_t ring_;
-  const int warp_, lane_, item_count_;
-  int unit_;  // span * kv_heads + head
-  bool done_ = true;
-  int item_ = 0, item_end_ = 0, head_ = 0;
-  const int32_t* table_ = nullptr;
-  int begin_ = 0, end_ = 0, tile_ = 0, tile_end_ = 0;
-  int slot_ = -1, block_ = 0;
-};
 
 // What a warp, or several, know of an item: unnormalised sums and the running softmax. A lane holds
 // rows lane / 4 (h = 0) and lane / 4 + 8 (h = 1), columns n * 8 + lane % 4 * 2 + {0, 1}, as the
@@ -317,50 +152,115 @@ __device__ inline void attend_tile(const Params& p, uint32_t k_tile, const Queri
   }
 }
 
-// Queries into their tile; for the newest position also k and v, into shared memory and the cache.
-template <int kDim>
-__device__ inline void prepare_item(const Params& p, const DecodeItem& item, int head,
-                                    uint8_t* shared, int warp, int lane) {
-  using L = Layout<kDim>;
-  const DecodeAttention& a = p.a;
-  const int dim = a.kv.head_dim;
-  const DeviceRow row = a.rows[item.row];
-  auto* rotation = reinterpret_cast<float2*>(shared + L::kRotation);
-  for (int i = threadIdx.x; i < a.prepare.rotary_dim / 2; i += kThreads) {
-    rotation[i] = rope_rotation(a.prepare, row.position, i);
+// An item and the head it is done for; index < 0: there are no more.
+struct alignas(16) Work {
+  DecodeItem item;
+  int index, head, unit, unused;
+};
+static_assert(sizeof(Work) == 64 && sizeof(DecodeItem) == 48);
+
+// What follows the item whose end is (next, head, unit), as a word a lane; one warp.
+__device__ inline int load_work(const Params& p, int next, int head, int unit, int item_count,
+                                int lane) {
+  if (next < 0) {
+    const int span = unit / p.a.kv.kv_heads;
+    head = unit - span * p.a.kv.kv_heads;
+    next = starts_span(p, span, item_count) ? span : -1;
   }
-  __syncthreads();
-  constexpr int kPairs = (kDim + 63) / 64;
-  const auto* q =
-      static_cast<const bf16*>(a.q) + row.token_begin * a.q_stride + int64_t{head} * p.group * dim;
-  for (int g = warp; g < p.group; g += kWarps) {
-    prepare_head<kPairs>(q + g * dim, a.prepare.q_norm, a.prepare.norm_eps, rotation, dim,
-                         a.prepare.rotary_dim, lane, [&](int d, float x) {
+  constexpr int kWords = sizeof(DecodeItem) / 4;
+  if (lane >= kWords) return lane == kWords ? next : lane == kWords + 1 ? head : unit;
+  return next < 0 ? 0 : reinterpret_cast<const int*>(p.a.items + next)[lane];
+}
+
+__device__ inline int load_following(const Params& p, const Work& w, int item_count, int lane) {
+  if (w.index < 0) return lane == sizeof(DecodeItem) / 4 ? -1 : 0;
+  const int unit = w.item.next < 0 ? w.unit + static_cast<int>(gridDim.x) : w.unit;
+  return load_work(p, w.item.next, w.head, unit, item_count, lane);
+}
+
+__device__ inline void store_work(Work* to, int word, int lane) {
+  if (lane < sizeof(Work) / 4) reinterpret_cast<int*>(to)[lane] = word;
+}
+
+// One item's q, and k and v where it has the newest token: what a warp of the block has of them,
+// and where k and v go.
+template <int kDim>
+struct Vectors {
+  static constexpr int kMost = (kTile + 2 + kWarps - 1) / kWarps;
+  HeadPairs<(kDim + 63) / 64> pairs[kMost];
+  int block;  // of the cache, where there is a newest token
+
+  __device__ static int count(const Params& p, const DecodeItem& item) {
+    return p.group + (item.part == item.parts - 1 ? 2 : 0);
+  }
+
+  // Needs nothing of the previous kernel.
+  __device__ void look_up(const Params& p, const DecodeItem& item) {
+    if (item.part != item.parts - 1) return;
+    const int table = item.table >= 0 ? item.table : p.a.tables.table_begin[item.row];
+    block = p.a.tables.blocks[table + item.position / p.a.kv.block_size];
+  }
+
+  __device__ void load(const Params& p, const Work& w, int warp, int lane) {
+    const DecodeAttention& a = p.a;
+    const int dim = a.kv.head_dim, vectors = count(p, w.item);
+    const auto* q =
+        static_cast<const bf16*>(a.q) + w.item.token * a.q_stride + int64_t{w.head} * p.group * dim;
+    const int64_t kv = w.item.token * a.kv_stride + int64_t{w.head} * dim;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const int g = warp + i * kWarps;
+      if (g >= vectors) break;
+      const bf16* from =
+          g < p.group ? q + g * dim : static_cast<const bf16*>(g == p.group ? a.k : a.v) + kv;
+      pairs[i].load(from, dim, a.prepare.rotary_dim, lane);
+    }
+  }
+
+  // Queries into their tile; k and v into shared memory and the cache.
+  __device__ void prepare(const Params& p, const Work& w, uint8_t* shared, int warp,
+                          int lane) const {
+    using L = Layout<kDim>;
+    const DecodeAttention& a = p.a;
+    const int dim = a.kv.head_dim, rotary = a.prepare.rotary_dim, vectors = count(p, w.item);
+    const float eps = a.prepare.norm_eps;
+    const auto* norms = reinterpret_cast<const float*>(shared + L::kNorm);
+    const auto* rotation = reinterpret_cast<const float2*>(shared + L::kRotation);
+    auto* newest = reinterpret_cast<bf16*>(shared + L::kNewest);
+    const int in_block = w.item.position % a.kv.block_size;
+    const int64_t slot =
+        ((int64_t{block} * a.kv.kv_heads + w.head) * a.kv.block_size + in_block) * dim;
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      const int g = warp + i * kWarps;
+      if (g >= vectors) break;
+      if (g < p.group) {
+        pairs[i].prepare(a.prepare.q_norm != nullptr ? norms : nullptr, eps, rotation, dim, rotary,
+                         lane, [&](int d, float x) {
                            const int at = unit_offset<kDim>(g, d / 8) + d % 8 * 2;
                            *reinterpret_cast<bf16*>(shared + L::kQuery + at) = __float2bfloat16(x);
                          });
-  }
-  // The warps with the fewest queries: the last takes k, the one before v.
-  if (item.part == item.parts - 1 && warp >= kWarps - 2) {
-    const int entry = row.position / a.kv.block_size;
-    const int64_t block = a.tables.blocks[a.tables.table_begin[item.row] + entry];
-    const int64_t slot = ((block * a.kv.kv_heads + head) * a.kv.block_size + row.position -
-                          entry * a.kv.block_size) *
-                         dim;
-    const int64_t from = row.token_begin * a.kv_stride + int64_t{head} * dim;
-    auto* newest = reinterpret_cast<bf16*>(shared + L::kNewest);
-    if (warp == kWarps - 1) {
-      bf16* cache = static_cast<bf16*>(a.kv.k) + slot;
-      prepare_head<kPairs>(static_cast<const bf16*>(a.k) + from, a.prepare.k_norm,
-                           a.prepare.norm_eps, rotation, dim, a.prepare.rotary_dim, lane,
-                           [&](int d, float x) { cache[d] = newest[d] = __float2bfloat16(x); });
-    } else {
-      bf16* cache = static_cast<bf16*>(a.kv.v) + slot;
-      const bf16* v = static_cast<const bf16*>(a.v) + from;
-      for (int d = lane; d < dim; d += 32) cache[d] = newest[kDim + d] = v[d];
+      } else if (g == p.group) {
+        bf16* cache = static_cast<bf16*>(a.kv.k) + slot;
+        pairs[i].prepare(a.prepare.k_norm != nullptr ? norms + kDim : nullptr, eps, rotation, dim,
+                         rotary, lane,
+                         [&](int d, float x) { cache[d] = newest[d] = __float2bfloat16(x); });
+      } else {
+        auto* cache = static_cast<uint16_t*>(a.kv.v) + slot;
+        auto* newest_v = reinterpret_cast<uint16_t*>(newest + kDim);
+        pairs[i].copy(dim, rotary, lane, [&](int d, uint16_t x) { cache[d] = newest_v[d] = x; });
+      }
     }
   }
-  __syncthreads();
+};
+
+// The whole block; what the rotation of an item's position is.
+template <int kDim>
+__device__ inline void rotate_to(const Params& p, const DecodeItem& item, uint8_t* shared) {
+  auto* rotation = reinterpret_cast<float2*>(shared + Layout<kDim>::kRotation);
+  for (int i = threadIdx.x; i < p.a.prepare.rotary_dim / 2; i += kThreads) {
+    rotation[i] = rope_rotation(p.a.prepare, item.position, i);
+  }
 }
 
 // The newest token's k and v into the tile that holds its position; one warp.
@@ -392,7 +292,7 @@ __device__ inline void merge_parts(const Params& p, int token, int head, int fir
     const int d = i % (kDim / 4) * 4;
     float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     float max = kLowest, sum = 0.0f;
-    constexpr int kBatch = 8;
+    constexpr int kBatch = 16;
     for (int part = 0; part < parts; part += kBatch) {
       float4 x[kBatch];
       float2 s[kBatch];
@@ -428,9 +328,11 @@ __device__ inline void merge_parts(const Params& p, int token, int head, int fir
 
 // Warps' results of one item to `out`, or to the workspace if the row has other parts.
 template <int kDim>
-__device__ inline void finish_item(const Params& p, const DecodeItem& item, int index, int head,
-                                   uint8_t* shared, int warp, int lane, Result<kDim>& r) {
+__device__ inline void finish_item(const Params& p, const Work& work, uint8_t* shared, int warp,
+                                   int lane, Result<kDim>& r) {
   using L = Layout<kDim>;
+  const DecodeItem item = work.item;
+  const int head = work.head;
   const bool wide = p.group > 8;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -439,14 +341,15 @@ __device__ inline void finish_item(const Params& p, const DecodeItem& item, int 
   }
   auto* buffer = reinterpret_cast<float4*>(shared + L::kMerge) + lane;
   const int warp_vectors = L::merge_vectors(wide) * 32;
-#pragma unroll
-  for (int half = kWarps / 2; half > 0; half /= 2) {
-    if (warp >= half && warp < 2 * half) r.store(buffer + (warp - half) * warp_vectors, wide);
+  for (int left = kWarps; left > 1;) {
+    const int pairs = min(left / 2, L::kMergeSlots);
+    const int receiver = left - 2 * pairs, giver = left - pairs;
+    if (warp >= giver && warp < left) r.store(buffer + (warp - giver) * warp_vectors, wide);
     __syncthreads();
-    if (warp < half) r.merge(buffer + warp * warp_vectors, wide);
+    if (warp >= receiver && warp < giver) r.merge(buffer + (warp - receiver) * warp_vectors, wide);
     __syncthreads();
+    left = giver;
   }
-  const int token = p.a.rows[item.row].token_begin;
   if (warp == 0) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -457,11 +360,11 @@ __device__ inline void finish_item(const Params& p, const DecodeItem& item, int 
         const float inverse = 1.0f / r.sum[h];
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n) {
-          store_out(p, token, q_head, n * 8 + (lane & 3) * 2, r.out[n][2 * h] * inverse,
+          store_out(p, item.token, q_head, n * 8 + (lane & 3) * 2, r.out[n][2 * h] * inverse,
                     r.out[n][2 * h + 1] * inverse);
         }
       } else {
-        const int64_t at = int64_t{index} * p.a.q_heads + q_head;
+        const int64_t at = int64_t{item.slot} * p.a.q_heads + q_head;
 #pragma unroll
         for (int n = 0; n < kDim / 8; ++n) {
           *reinterpret_cast<float2*>(p.partial + at * kDim + n * 8 + (lane & 3) * 2) =
@@ -474,18 +377,18 @@ __device__ inline void finish_item(const Params& p, const DecodeItem& item, int 
   if (item.parts == 1) return;
   auto* last = reinterpret_cast<int*>(shared + L::kLast);
   if (warp == 0) {
-    __threadfence();
     __syncwarp();
     if (lane == 0) {
+      __threadfence();
       // Wraps to 0 with the last part: the next launch finds it as this one did.
-      unsigned* arrived = p.arrived + int64_t{index - item.part} * p.a.kv.kv_heads + head;
+      unsigned* arrived = p.arrived + int64_t{item.slot - item.part} * p.a.kv.kv_heads + head;
       *last = atomicInc(arrived, static_cast<unsigned>(item.parts - 1)) ==
               static_cast<unsigned>(item.parts - 1);
       __threadfence();
     }
   }
   __syncthreads();
-  if (*last != 0) merge_parts<kDim>(p, token, head, index - item.part, item.parts);
+  if (*last != 0) merge_parts<kDim>(p, item.token, head, item.slot - item.part, item.parts);
 }
 
 template <int kDim, bool kExact>
@@ -494,30 +397,56 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
   extern __shared__ __align__(128) uint8_t shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   let_next_kernel_start();
-  // Queries' rows beyond the group and dimensions beyond head_dim stay zero throughout.
-  for (int i = threadIdx.x * 16; i < (kExact ? L::kRotation - L::kQuery : L::kRotation);
-       i += kThreads * 16) {
-    *reinterpret_cast<uint4*>(shared + (kExact ? L::kQuery : 0) + i) = make_uint4(0, 0, 0, 0);
-  }
-  __syncthreads();
-
   if (!p.a.early_context) wait_for_previous_kernel();
+
   const int item_count = *p.a.item_count;
   uint8_t* ring = shared + L::kRing + warp * L::kStages * 2 * L::kTileBytes;
+  if constexpr (!kExact) {
+    // Dimensions beyond head_dim stay zero throughout.
+    for (int i = threadIdx.x * 16; i < L::kQuery; i += kThreads * 16) {
+      *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
+    }
+    __syncthreads();
+  }
   TileStream<kDim, kExact> stream(p, shared_address(ring), warp, lane, item_count);
 #pragma unroll 1
   for (int stage = 0; stage < L::kStages; ++stage) stream.request(stage);
-  if (p.a.early_context) wait_for_previous_kernel();
 
-  constexpr bool kKeepQueries = kDim <= 128;
-  uint32_t kept[kKeepQueries ? kDim / 16 : 1][4];
+  // The first two items; queries' rows beyond the group, like dimensions beyond head_dim, are zero.
+  auto* works = reinterpret_cast<Work*>(shared + L::kWork);
+  if (warp == 0) {
+    store_work(works, load_work(p, -1, 0, blockIdx.x, item_count, lane), lane);
+    __syncwarp();
+    store_work(works + 1, load_following(p, works[0], item_count, lane), lane);
+  }
+  for (int i = threadIdx.x * 16; i < L::kNorm - L::kQuery; i += kThreads * 16) {
+    *reinterpret_cast<uint4*>(shared + L::kQuery + i) = make_uint4(0, 0, 0, 0);
+  }
+  auto* norms = reinterpret_cast<float*>(shared + L::kNorm);
+  for (int d = threadIdx.x; d < p.a.kv.head_dim; d += kThreads) {
+    if (p.a.prepare.q_norm != nullptr) norms[d] = p.a.prepare.q_norm[d];
+    if (p.a.prepare.k_norm != nullptr) norms[kDim + d] = p.a.prepare.k_norm[d];
+  }
+  __syncthreads();
+  int turn = 0;  // of three Works: this item, the next, and where the one after it goes
+  Vectors<kDim> vectors;
+  if (works[0].index >= 0) {
+    rotate_to<kDim>(p, works[0].item, shared);
+    vectors.look_up(p, works[0].item);
+  }
+  if (p.a.early_context) wait_for_previous_kernel();
+  if (works[0].index >= 0) vectors.load(p, works[0], warp, lane);
+  __syncthreads();
+
+  constexpr bool kRegisters = kDim <= 128;  // enough of them for the queries and the next item's
+  uint32_t kept[kRegisters ? kDim / 16 : 1][4];
   const uint32_t query_tile = shared_address(shared + L::kQuery);
   const auto load_query = [&](int step, uint32_t(&to)[4]) {
     load_matrices(
         to, query_tile + unit_offset<kDim>((lane & 7) + (lane / 8 & 1) * 8, step * 2 + lane / 16));
   };
   const auto queries = [&](int step, uint32_t(&to)[4]) {
-    if constexpr (kKeepQueries) {
+    if constexpr (kRegisters) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) to[i] = kept[step][i];
     } else {
@@ -527,36 +456,47 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
 
   Result<kDim> r;
   int stage = 0;
-  for (int unit = blockIdx.x; unit / p.a.kv.kv_heads < item_count; unit += gridDim.x) {
-    const int head = unit % p.a.kv.kv_heads;
-    const int item_begin = p.a.items[unit / p.a.kv.kv_heads].span_begin;
-    const int item_end = p.a.items[unit / p.a.kv.kv_heads].span_end;
-    if (item_begin >= item_end) break;
-    for (int index = item_begin; index < item_end; ++index) {
-      const DecodeItem item = p.a.items[index];
-      prepare_item<kDim>(p, item, head, shared, warp, lane);
-      if constexpr (kKeepQueries) {
+  while (works[turn].index >= 0) {
+    const Work& work = works[turn];
+    const int next = turn < 2 ? turn + 1 : 0, after = next < 2 ? next + 1 : 0;
+    vectors.prepare(p, work, shared, warp, lane);
+    __syncthreads();
+    if constexpr (kRegisters) {
 #pragma unroll
-        for (int step = 0; step < kDim / 16; ++step) load_query(step, kept[step]);
-      }
-      r.clear();
-      const int newest = item.part == item.parts - 1 ? item.end - 1 : -1;
-#pragma unroll 1
-      for (int tile = item.begin / kTile + warp; tile * kTile < item.end; tile += kWarps) {
-        copy_wait<L::kStages - 1>();
-        __syncwarp();
-        uint8_t* k_tile = ring + stage * 2 * L::kTileBytes;
-        if (newest >= 0 && newest / kTile == tile) {
-          patch_newest<kDim>(shared, k_tile, newest % kTile, lane);
-        }
-        attend_tile<kDim>(p, shared_address(k_tile), queries, lane, tile * kTile, item.begin,
-                          item.end, r);
-        __syncwarp();
-        stream.request(stage);
-        stage = stage + 1 == L::kStages ? 0 : stage + 1;
-      }
-      finish_item<kDim>(p, item, index, head, shared, warp, lane, r);
+      for (int step = 0; step < kDim / 16; ++step) load_query(step, kept[step]);
     }
+    // What the next items need arrives while this one is computed.
+    int word = 0;
+    if (warp == 0) word = load_following(p, works[next], item_count, lane);
+    const bool more = works[next].index >= 0;
+    if (more) {
+      vectors.look_up(p, works[next].item);
+      if constexpr (kRegisters) vectors.load(p, works[next], warp, lane);
+      rotate_to<kDim>(p, works[next].item, shared);
+    }
+
+    r.clear();
+    const int begin = work.item.begin, end = work.item.end;
+    const int newest = work.item.part == work.item.parts - 1 ? end - 1 : -1;
+#pragma unroll 1
+    for (int tile = begin / kTile + warp; tile * kTile < end; tile += kWarps) {
+      copy_wait<L::kStages - 1>();
+      __syncwarp();
+      uint8_t* k_tile = ring + stage * 2 * L::kTileBytes;
+      if (newest >= 0 && newest / kTile == tile) {
+        patch_newest<kDim>(shared, k_tile, newest % kTile, lane);
+      }
+      attend_tile<kDim>(p, shared_address(k_tile), queries, lane, tile * kTile, begin, end, r);
+      __syncwarp();
+      stream.request(stage);
+      stage = stage + 1 == L::kStages ? 0 : stage + 1;
+    }
+    if (warp == 0) store_work(works + after, word, lane);
+    finish_item<kDim>(p, work, shared, warp, lane, r);
+    if constexpr (!kRegisters) {
+      if (more) vectors.load(p, works[next], warp, lane);
+    }
+    turn = next;
   }
   copy_wait<0>();
 }

@@ -32,45 +32,70 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
-// One warp prepares x[head_dim]; put(d, value) receives the results. kPairs >= head_dim / 64 pairs
-// a lane; rotation[rotary_dim / 2] from rope_rotation().
-template <int kPairs, typename Put>
-__device__ inline void prepare_head(const __nv_bfloat16* x, const float* norm, float eps,
-                                    const float2* rotation, int head_dim, int rotary_dim, int lane,
-                                    Put put) {
-  float2 value[kPairs];
-  float squares = 0.0f;
+// A head's vector spread over a warp: pair lane + 32 * j is word j, two bf16. kPairs >= head_dim
+// / 64.
+template <int kPairs>
+struct HeadPairs {
+  uint32_t words[kPairs];
+
+  __device__ void load(const __nv_bfloat16* x, int head_dim, int rotary_dim, int lane) {
+    const auto* bits = reinterpret_cast<const uint16_t*>(x);
 #pragma unroll
-  for (int j = 0; j < kPairs; ++j) {
-    const int i = lane + 32 * j;
-    value[j] = make_float2(0.0f, 0.0f);
-    if (i < head_dim / 2) {
-      const int2 d = pair_dims(i, rotary_dim);
-      value[j] = make_float2(__bfloat162float(x[d.x]), __bfloat162float(x[d.y]));
+    for (int j = 0; j < kPairs; ++j) {
+      words[j] = 0;
+      if (lane + 32 * j >= head_dim / 2) continue;
+      const int2 d = pair_dims(lane + 32 * j, rotary_dim);
+      words[j] = bits[d.x] | static_cast<uint32_t>(bits[d.y]) << 16;
     }
-    squares += value[j].x * value[j].x + value[j].y * value[j].y;
   }
-  float inverse = 1.0f;
-  if (norm != nullptr) inverse = rsqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
+
+  // put(d, bits) receives the vector, as it is.
+  template <typename Put>
+  __device__ void copy(int head_dim, int rotary_dim, int lane, Put put) const {
 #pragma unroll
-  for (int j = 0; j < kPairs; ++j) {
-    const int i = lane + 32 * j;
-    if (i >= head_dim / 2) continue;
-    const int2 d = pair_dims(i, rotary_dim);
-    float a = value[j].x, b = value[j].y;
+    for (int j = 0; j < kPairs; ++j) {
+      if (lane + 32 * j >= head_dim / 2) continue;
+      const int2 d = pair_dims(lane + 32 * j, rotary_dim);
+      put(d.x, static_cast<uint16_t>(words[j]));
+      put(d.y, static_cast<uint16_t>(words[j] >> 16));
+    }
+  }
+
+  // put(d, value) receives the vector after norm (null: none; [head_dim]) and rope
+  // (rotation[rotary_dim / 2] of rope_rotation()).
+  template <typename Put>
+  __device__ void prepare(const float* norm, float eps, const float2* rotation, int head_dim,
+                          int rotary_dim, int lane, Put put) const {
+    float inverse = 1.0f;
     if (norm != nullptr) {
-      a *= inverse * norm[d.x];
-      b *= inverse * norm[d.y];
+      float squares = 0.0f;
+#pragma unroll
+      for (const uint32_t word : words) {
+        const float a = __uint_as_float(word << 16), b = __uint_as_float(word & 0xffff0000u);
+        squares += a * a + b * b;
+      }
+      inverse = rsqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
     }
-    if (i < rotary_dim / 2) {
-      const float2 r = rotation[i];
-      const float turned = a * r.x - b * r.y;
-      b = b * r.x + a * r.y;
-      a = turned;
+#pragma unroll
+    for (int j = 0; j < kPairs; ++j) {
+      const int i = lane + 32 * j;
+      if (i >= head_dim / 2) continue;
+      const int2 d = pair_dims(i, rotary_dim);
+      float a = __uint_as_float(words[j] << 16), b = __uint_as_float(words[j] & 0xffff0000u);
+      if (norm != nullptr) {
+        a *= inverse * norm[d.x];
+        b *= inverse * norm[d.y];
+      }
+      if (i < rotary_dim / 2) {
+        const float2 r = rotation[i];
+        const float turned = a * r.x - b * r.y;
+        b = b * r.x + a * r.y;
+        a = turned;
+      }
+      put(d.x, a);
+      put(d.y, b);
     }
-    put(d.x, a);
-    put(d.y, b);
   }
-}
+};
 
 }  // namespace trireme::cuda

@@ -27,6 +27,28 @@ Context context_of(const DeviceRow& row, int window) {
   return {window > 0 ? std::max(0, end - window) : 0, end};
 }
 
+// Puts the items that start spans first and links the others behind them.
+void link_spans(std::vector<int32_t>& span_begin, std::vector<DecodeItem>& items) {
+  if (static_cast<size_t>(span_begin.back()) == items.size()) span_begin.pop_back();
+  std::vector<DecodeItem> ordered;
+  ordered.reserve(items.size());
+  for (const int32_t begin : span_begin) {
+    ordered.push_back(items[static_cast<size_t>(begin)]);
+    ordered.back().starts = 1;
+  }
+  for (size_t span = 0; span < span_begin.size(); ++span) {
+    const size_t end =
+        span + 1 < span_begin.size() ? static_cast<size_t>(span_begin[span + 1]) : items.size();
+    size_t previous = span;
+    for (auto i = static_cast<size_t>(span_begin[span]) + 1; i < end; ++i) {
+      ordered[previous].next = static_cast<int32_t>(ordered.size());
+      previous = ordered.size();
+      ordered.push_back(items[i]);
+    }
+  }
+  items.swap(ordered);
+}
+
 }  // namespace
 
 int32_t decode_max_items(int32_t rows, int kv_heads, int multiprocessors) {
@@ -82,6 +104,9 @@ void plan_decode(std::span<const DeviceRow> rows, int window, int /*block_size*/
       item.begin = at;
       item.end = end;
       item.part = static_cast<int32_t>(items.size() - first);
+      item.slot = static_cast<int32_t>(items.size());
+      item.position = rows[r].position;
+      item.token = rows[r].token_begin;
       items.push_back(item);
       done += end - at + cost;
       at = end;
@@ -91,12 +116,7 @@ void plan_decode(std::span<const DeviceRow> rows, int window, int /*block_size*/
       items[i].parts = static_cast<int32_t>(items.size() - first);
     }
   }
-  const auto item_count = static_cast<int32_t>(items.size());
-  if (span_begin.back() == item_count) span_begin.pop_back();
-  for (size_t i = 0; i < items.size(); ++i) {
-    items[i].span_begin = i < span_begin.size() ? span_begin[i] : item_count;
-    items[i].span_end = i + 1 < span_begin.size() ? span_begin[i + 1] : item_count;
-  }
+  link_spans(span_begin, items);
 }
 
 }  // namespace trireme::cuda

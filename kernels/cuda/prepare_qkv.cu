@@ -131,15 +131,17 @@ __device__ inline void prepare_vectors(const Token& t, int index, int heads, int
 
 __device__ inline void prepare_scalars(const Token& t, int index, int lane) {
   const PrepareQkv& p = t.p;
-  const bf16* from = t.source(index);
+  const int dim = p.kv.head_dim, rotary = p.prepare.rotary_dim;
+  HeadPairs<kMaxDim / 64> pairs;
+  pairs.load(t.source(index), dim, rotary, lane);
   bf16* to = t.target(index);
   if (t.is_v(index)) {
-    for (int d = lane; d < p.kv.head_dim; d += 32) to[d] = from[d];
-    return;
+    pairs.copy(dim, rotary, lane,
+               [&](int d, uint16_t x) { reinterpret_cast<uint16_t*>(to)[d] = x; });
+  } else {
+    pairs.prepare(t.norm(index), p.prepare.norm_eps, t.rotation, dim, rotary, lane,
+                  [&](int d, float x) { to[d] = __float2bfloat16(x); });
   }
-  prepare_head<kMaxDim / 64>(from, t.norm(index), p.prepare.norm_eps, t.rotation, p.kv.head_dim,
-                             p.prepare.rotary_dim, lane,
-                             [&](int d, float x) { to[d] = __float2bfloat16(x); });
 }
 
 __global__ void __launch_bounds__(kThreads)
