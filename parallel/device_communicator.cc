@@ -15,9 +15,13 @@ namespace {
 
 const NcclModule& load_nccl_module() {
   const char* named = std::getenv("TRIREME_NCCL");
-  const bool found =
-      preload_library({named != nullptr ? named : "libnccl.so.2", "libnccl.so.2",
-                       "/usr/local/cuda/lib64/libnccl.so.2", "/usr/local/cuda/lib/libnccl.so.2"});
+  std::vector<std::string> places = {"libnccl.so.2", "/usr/local/cuda/lib64/libnccl.so.2",
+                                     "/usr/local/cuda/lib/libnccl.so.2"};
+  if (named != nullptr && *named != 0) places = {named};
+  const bool found = preload_library(places);
+  if (!found && places.size() == 1) {
+    fail(ErrorCode::kUnavailable, "TRIREME_NCCL: {} does not load", named);
+  }
   void* entry = nullptr;
   try {
     entry = load_module(kNcclModuleFile, kNcclModuleEntry);

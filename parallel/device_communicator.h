@@ -27,8 +27,8 @@ namespace trireme {
 class DeviceCommunicator : public Communicator {
  public:
   // Zeroed device memory for all-reduces, mapped by all ranks: small sums in it (of a decode step)
-  // take about two thirds of the time. Collective, with equal sizes; it must not outlive a graph
-  // captured with it. Plain device memory where the GPUs cannot map each other's.
+  // take about two thirds of the time. Collective, with equal sizes; no graph captured with
+  // it may be replayed after it. Plain device memory where the GPUs cannot map each other's.
   virtual Buffer allocate_symmetric(size_t bytes) = 0;
 
   // split() with the type that it has.

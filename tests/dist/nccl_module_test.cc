@@ -44,6 +44,15 @@ TEST(NcclModule, ErrorsOfTheModuleAreErrorsOfTheProgram) {
   }
 }
 
+TEST(NcclModule, SaysWhichLibraryDoesNotLoad) {
+  auto alone = make_single_communicator();
+  setenv("TRIREME_NCCL", "/nowhere/libnccl.so.2", 1);
+  const std::string text =
+      message_of([&] { make_nccl_communicator(*alone, 0, "device"); }, ErrorCode::kUnavailable);
+  unsetenv("TRIREME_NCCL");
+  EXPECT_NE(text.find("TRIREME_NCCL: /nowhere/libnccl.so.2 does not load"), std::string::npos);
+}
+
 TEST(NcclModule, SaysWhereItLooked) {
   const std::string text =
       message_of([] { load_module("libtrireme_nothing.so", "entry"); }, ErrorCode::kUnavailable);
