@@ -1,28 +1,15 @@
 // Prefill attention on mma.sync: online softmax over tiles of the paged KV, gathered row by row
 // with cp.async, so that any block size and head size will do. A warp holds 16 queries; logits and
 // the output stay in its registers. Algorithm: FlashAttention-2 (Dao, 2023, arXiv:2307.08691).
-#include <cuda_bf16.h>
-
 #include <algorithm>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/prefill_attention.cuh"
+#include "kernels/cuda/prefill_attention_math.cuh"
 
 namespace trireme::cuda {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// 16 bytes from global to shared memory; zeros if not `valid`.
-__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
-}
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
 }
@@ -50,31 +37,6 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       "{%8,%9}, {%0,%1,%2,%3};\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
-}
-
-__device__ __forceinline__ float power_of_two(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-// softcap * tanh(s / softcap) * log2(e), from s / softcap * 2 log2(e).
-__device__ __forceinline__ float capped(float doubled, float cap) {
-  return cap - __fdividef(2.0f * cap, power_of_two(doubled) + 1.0f);
-}
-
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
 // kDim: the head size rounded up; kRows queries and kCols keys a tile.
@@ -244,7 +206,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         logits[n][e] *= scale;
-        if (capping) logits[n][e] = capped(logits[n][e], cap);
+        if (capping) logits[n][e] = soft_capped(logits[n][e], cap);
       }
     }
     const bool edge = base + S::kCols > first + warp_row + 1 ||

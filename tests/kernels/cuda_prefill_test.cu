@@ -332,8 +332,9 @@ std::string label(const char* what, int number) {
 std::vector<Case> make_cases() {
   std::vector<Case> cases;
   for (const int dims : {8, 16, 24, 32, 64, 80, 96, 128, 192, 256}) {
-    for (const int block : {8, 16, 32, 64}) {
-      if (dims % 64 != 0 && dims != 96 && block != 16) continue;
+    for (const int block : {8, 16, 24, 32, 64, 128, 256}) {
+      const bool common = dims == 64 || dims == 128 || dims == 256;
+      if (!common && block != 16) continue;
       const std::string name = label("d", dims) + label(" b", block);
       cases.push_back(
           {.name = name + " counts", .head_dim = dims, .block_size = block, .rows = kCounts});
@@ -413,6 +414,7 @@ int run(const char* only) {
 }  // namespace trireme::cuda
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   try {
     return trireme::cuda::run(argc > 1 ? argv[1] : nullptr);
   } catch (const std::exception& e) {
