@@ -108,8 +108,10 @@ Buffer CudaBackend::allocate(size_t bytes) {
 Buffer CudaBackend::upload(std::span<const float> values) {
   Buffer buffer = allocate(values.size_bytes());
   if (!values.empty()) {
-    TRIREME_CUDA(
-        cudaMemcpy(buffer.data(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice));
+    // In the ops' own order: cudaMemcpy may return before its last bytes have arrived.
+    TRIREME_CUDA(cudaMemcpyAsync(buffer.data(), values.data(), values.size_bytes(),
+                                 cudaMemcpyHostToDevice, stream_));
+    synchronize();
   }
   return buffer;
 }
@@ -146,6 +148,13 @@ int64_t CudaBackend::weight_bytes(const WeightSlice& slice) const {
 std::vector<Weight> CudaBackend::make_weights(std::span<const WeightSlice> slices) {
   size_t total = 0;
   for (const WeightSlice& slice : slices) {
+    row_bytes(slice.format, slice.cols);  // refuses parts of blocks
+    if (slice.col_begin < 0 || slice.col_count < 0 || slice.rows < 0 ||
+        slice.col_begin + slice.col_count > slice.cols ||
+        (is_plain(slice.format) && slice.col_count != slice.cols)) {
+      fail(ErrorCode::kInvalidArgument, "{} weight [{}, {}]: columns {} + {} are not a part of it",
+           traits(slice.format).name, slice.rows, slice.cols, slice.col_begin, slice.col_count);
+    }
     if (slice.col_count % 8 != 0) {
       fail(ErrorCode::kUnimplemented,
            "the GPU takes weights whose columns are a multiple of 8, not {}", slice.col_count);
@@ -264,7 +273,8 @@ void CudaBackend::norm_linear(MatrixView x, const float* norm, float eps, Matrix
 
 void CudaBackend::gated_linear(MatrixView x, const float* norm, float eps, MatrixView normed,
                                std::span<const LinearPart, 2> parts, Activation activation) {
-  if (x.rows > kMaxSkinnyTokens || !mergeable(parts[0], parts[1])) {
+  const bool biased = parts[0].bias != nullptr || parts[1].bias != nullptr;
+  if (x.rows > kMaxSkinnyTokens || biased || !mergeable(parts[0], parts[1])) {
     return Backend::gated_linear(x, norm, eps, normed, parts, activation);
   }
   Gemm gemm;
