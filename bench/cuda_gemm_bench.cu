@@ -312,19 +312,23 @@ void compare(Device& device, double read_gb_s) {
   device.print("read bandwidth", read_gb_s, "GB/s", read_gb_s, 1.0);
 }
 
-constexpr SkinnyShape kShapes[] = {{4, 4},     {4, 4, 0, true},  {4, 3},         {4, 3, 0, true},
-                                   {2, 6},     {1, 8},           {8, 2},         {0, 6, 2},
-                                   {0, 8, 1},  {0, 8, 2},        {0, 8, 3},      {0, 12, 1},
-                                   {0, 12, 2}, {0, 12, 1, true}, {0, 8, 2, true}};
+constexpr SkinnyShape kShapes[] = {
+    {4, 4},          {4, 3},          {4, 2},          {2, 6},         {2, 8},
+    {1, 8},          {8, 2},          {0, 4, 1},       {0, 4, 2},      {0, 4, 3},
+    {0, 6, 1},       {0, 6, 2},       {0, 6, 3},       {0, 8, 1},      {0, 8, 2},
+    {0, 3, 1, true}, {0, 3, 2, true}, {0, 4, 1, true}, {0, 4, 2, true}};
+std::string name_of(const SkinnyShape& s) {
+  char name[32];
+  std::snprintf(name, sizeof(name), s.groups == 0 ? "%d,%dx%d%s" : "%d,%d", s.groups, s.depth,
+                s.per_sm, s.wide ? "w" : "");
+  return name;
+}
 
 // Every built shape, in GB/s: for choosing.
 void list_shapes(Device& device) {
   const Memory pool(2200u << 20), x(16 * 16384 * 4), norm(16384 * 4), y(16 * 131072 * 4);
-  std::printf("%-30s", "GB/s of groups,depth[,a SM]:");
-  for (const SkinnyShape& s : kShapes) {
-    std::printf(" %d,%d,%d%s%s", s.groups, s.depth, s.per_sm, s.early ? "e" : "",
-                s.depth < 10 && !s.early ? " " : "");
-  }
+  std::printf("%-30s", "GB/s");
+  for (const SkinnyShape& s : kShapes) std::printf(" %7s", name_of(s).c_str());
   std::printf("\n");
   const auto row = [&](const Dims& dims, int tokens, bool with_norm, bool overlap) {
     Rotation rotation(pool, x, y, dims, tokens);
@@ -333,7 +337,7 @@ void list_shapes(Device& device) {
                 tokens, with_norm ? "norm" : "    ", overlap ? "     " : "plain");
     for (const SkinnyShape& shape : kShapes) {
       Graph graph(device, [&] { return rotation.launch(shape, overlap, device.stream); });
-      std::printf(" %6.0f", graph.good() ? rotation.gb_s(time_in_turn({&graph}, 3)[0]) : 0.0);
+      std::printf(" %7.0f", graph.good() ? rotation.gb_s(time_in_turn({&graph}, 3)[0]) : 0.0);
     }
     std::printf("\n");
   };
@@ -391,8 +395,7 @@ void chain(Device& device, double read_gb_s, bool all_shapes) {
     }
     for (const SkinnyShape& s : kShapes) {
       if (!all_shapes) continue;
-      std::printf("chain tokens %d, groups %d, depth %d, blocks a SM %d, %s: %.4f\n", tokens,
-                  s.groups, s.depth, s.per_sm, s.early ? "early" : "late",
+      std::printf("chain tokens %d, %s: %.4f\n", tokens, name_of(s).c_str(),
                   time(tokens, true, &s) / read_gb_s);
     }
   }

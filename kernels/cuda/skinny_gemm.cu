@@ -11,13 +11,14 @@ namespace trireme::cuda {
 namespace {
 
 constexpr int kMaxDevices = 64;
+constexpr int kStaticShared = 256;  // bytes that kernels use besides what they are launched with
 
 bool is_gated(GemmOut kind) { return kind == GemmOut::kSwiGlu || kind == GemmOut::kGeGlu; }
 
 bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 struct DeviceFacts {
-  bool overlaps = false;  // programmatic dependent launch
+  bool hopper = false;  // or later: has programmatic dependent launch and bulk copies
   int multiprocessors = 0;
   int shared_bytes = 0;  // that a block may have
 };
@@ -33,7 +34,8 @@ const DeviceFacts& facts_of(int device) {
         cudaDeviceGetAttribute(&these.multiprocessors, cudaDevAttrMultiProcessorCount, device));
     TRIREME_CUDA(cudaDeviceGetAttribute(&these.shared_bytes,
                                         cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    these.overlaps = major >= 9;
+    these.hopper = major >= 9;
+    these.shared_bytes -= kStaticShared;
   });
   return facts[device];
 }
@@ -49,6 +51,7 @@ int current_device() {
 struct Launch {
   int device = 0;
   int blocks = 0;
+  int threads = kWarps * 32;
   int shared_bytes = 0;
   bool overlap = false;
   cudaStream_t stream = nullptr;
@@ -72,11 +75,11 @@ void launch(const SkinnyArgs& args, const Launch& how) {
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(how.blocks));
-  config.blockDim = dim3(kWarps * 32);
+  config.blockDim = dim3(static_cast<unsigned>(how.threads));
   config.dynamicSmemBytes = static_cast<size_t>(how.shared_bytes);
   config.stream = how.stream;
   config.attrs = &attribute;
-  config.numAttrs = how.overlap && facts.overlaps ? 1 : 0;
+  config.numAttrs = how.overlap && facts.hopper ? 1 : 0;
   TRIREME_CUDA(cudaLaunchKernelEx(&config, kKernel, args));
 }
 
@@ -94,25 +97,24 @@ void launch_tile(const SkinnyArgs& args, Launch how) {
   return launch<skinny_kernel<kGroups, kDepth, false, false>>(args, how);
 }
 
-template <int kDepth>
+template <int kDepth, int kWide>
 bool launch_walk(const SkinnyArgs& args, const SkinnyShape& shape, Launch how) {
   const DeviceFacts& facts = facts_of(how.device);
+  if (!facts.hopper) return false;
   const int64_t groups = (args.out_rows + 7) / 8;
   how.blocks =
       static_cast<int>(std::min<int64_t>(groups, int64_t{facts.multiprocessors} * shape.per_sm));
-  how.shared_bytes = WalkLayout(kDepth, args.gemm.cols, args.gemm.tokens).total;
+  how.threads = kWarps * 32 + 32;
+  how.shared_bytes =
+      WalkLayout(kDepth * Stage<kWide>::kBytes, args.gemm.cols, args.gemm.tokens).total;
   if (how.shared_bytes > facts.shared_bytes) return false;
   const bool many = args.gemm.tokens > 8;
   if (args.gemm.norm != nullptr) {
-    if (many) {
-      launch<skinny_walk_kernel<kDepth, true, true>>(args, how);
-    } else {
-      launch<skinny_walk_kernel<kDepth, false, true>>(args, how);
-    }
-  } else if (many) {
-    launch<skinny_walk_kernel<kDepth, true, false>>(args, how);
+    many ? launch<skinny_walk_kernel<kDepth, kWide, true, true>>(args, how)
+         : launch<skinny_walk_kernel<kDepth, kWide, false, true>>(args, how);
   } else {
-    launch<skinny_walk_kernel<kDepth, false, false>>(args, how);
+    many ? launch<skinny_walk_kernel<kDepth, kWide, true, false>>(args, how)
+         : launch<skinny_walk_kernel<kDepth, kWide, false, false>>(args, how);
   }
   return true;
 }
@@ -145,7 +147,6 @@ bool launch_skinny_gemm_as(const SkinnyShape& shape, const Gemm& gemm, bool over
   SkinnyArgs args;
   args.gemm = gemm;
   args.out_rows = is_gated(gemm.kind) ? gemm.rows / 2 : gemm.rows;
-  args.early = shape.early;
   Launch how;
   how.device = current_device();
   how.overlap = overlap;
@@ -153,9 +154,12 @@ bool launch_skinny_gemm_as(const SkinnyShape& shape, const Gemm& gemm, bool over
   const auto is = [&](int groups, int depth) {
     return shape.groups == groups && shape.depth == depth;
   };
-  if (is(0, 6)) return launch_walk<6>(args, shape, how);
-  if (is(0, 8)) return launch_walk<8>(args, shape, how);
-  if (is(0, 12)) return launch_walk<12>(args, shape, how);
+  const bool wide = shape.wide;
+  if (is(0, 4) && !wide) return launch_walk<4, 1>(args, shape, how);
+  if (is(0, 6) && !wide) return launch_walk<6, 1>(args, shape, how);
+  if (is(0, 8) && !wide) return launch_walk<8, 1>(args, shape, how);
+  if (is(0, 3) && wide) return launch_walk<3, 2>(args, shape, how);
+  if (is(0, 4) && wide) return launch_walk<4, 2>(args, shape, how);
   if (is(1, 8) && !is_gated(gemm.kind)) {
     launch_tile<1, 8>(args, how);
   } else if (is(2, 6)) {
@@ -167,6 +171,10 @@ bool launch_skinny_gemm_as(const SkinnyShape& shape, const Gemm& gemm, bool over
     launch_tile<4, 3>(args, how);
   } else if (is(8, 2)) {
     launch_tile<8, 2>(args, how);
+  } else if (is(4, 2)) {
+    launch_tile<4, 2>(args, how);
+  } else if (is(2, 8)) {
+    launch_tile<2, 8>(args, how);
 #endif
   } else {
     return false;

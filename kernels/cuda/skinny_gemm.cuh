@@ -25,7 +25,6 @@ namespace trireme::cuda {
 struct SkinnyArgs {
   Gemm gemm;
   int64_t out_rows = 0;  // rows, or rows / 2 where gate and up are combined
-  bool early = false;
 };
 
 inline constexpr int kWarps = 8;   // of a block: the order of the sums follows from it
@@ -37,6 +36,31 @@ template <int kGroups, int kDepth>
 constexpr int skinny_shared_bytes() {
   return kWarps * kGroups * kDepth * kSlotBytes + kWarps * 16 * int{sizeof(float)};
 }
+
+// Has `threads` threads bring `count` floats into the L1 cache, all on their way at once. The
+// result stands for the loads: they last until it is used, and without a use they are left out.
+__device__ inline uint32_t touch(const float* from, int count, int threads) {
+  uint32_t all = 0;
+#pragma unroll 4
+  for (int i = threadIdx.x * 8; i < count; i += threads * 8) {
+    all ^= __float_as_uint(from[i]);
+  }
+  return all;
+}
+
+// Of the 8 columns that a lane has of half a chunk.
+struct NormWeights {
+  float4 value[2];
+
+  __device__ void load(const Gemm& gemm, int64_t column) {
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      value[part] = column < gemm.cols
+                        ? __ldg(reinterpret_cast<const float4*>(gemm.norm + column) + part)
+                        : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    }
+  }
+};
 
 // A lane's activations of one chunk: [half chunk][token g or g + 8].
 template <bool kMany>
@@ -59,41 +83,36 @@ struct PlainActivations {
       }
     }
   }
-  __device__ uint4 fragment(int half, int tile, float&) const { return value[half][tile]; }
+  __device__ uint4 fragment(int half, int tile, const NormWeights&, float&) const {
+    return value[half][tile];
+  }
 };
 
 template <bool kMany>
 struct NormedActivations {
   static constexpr int kTiles = kMany ? 2 : 1;
   float4 value[2][kTiles][2];
-  float4 norm[2][2];
 
   __device__ void load(const Gemm& gemm, int64_t column, int token) {
-    const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t at = column + 32 * half;
-      const bool inside = at < gemm.cols;
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        norm[half][part] =
-            inside ? __ldg(reinterpret_cast<const float4*>(gemm.norm + at) + part) : zero;
-      }
 #pragma unroll
       for (int tile = 0; tile < kTiles; ++tile) {
         const int row = token + 8 * tile;
         const float* from = static_cast<const float*>(gemm.x) + row * gemm.x_stride + at;
-        const bool valid = inside && row < gemm.tokens;
+        const bool valid = at < gemm.cols && row < gemm.tokens;
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
-          value[half][tile][part] = valid ? reinterpret_cast<const float4*>(from)[part] : zero;
+          value[half][tile][part] = valid ? reinterpret_cast<const float4*>(from)[part]
+                                          : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
       }
     }
   }
-  __device__ uint4 fragment(int half, int tile, float& squares) const {
+  __device__ uint4 fragment(int half, int tile, const NormWeights& norm, float& squares) const {
     const float4 x0 = value[half][tile][0], x1 = value[half][tile][1];
-    const float4 n0 = norm[half][0], n1 = norm[half][1];
+    const float4 n0 = norm.value[0], n1 = norm.value[1];
     squares += x0.x * x0.x + x0.y * x0.y + x0.z * x0.z + x0.w * x0.w + x1.x * x1.x + x1.y * x1.y +
                x1.z * x1.z + x1.w * x1.w;
     return make_uint4(pack_bf16(x0.x * n0.x, x0.y * n0.y), pack_bf16(x0.z * n0.z, x0.w * n0.w),
@@ -172,7 +191,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   using Activations = std::conditional_t<kNorm, NormedActivations<kMany>, PlainActivations<kMany>>;
   extern __shared__ __align__(16) unsigned char shared[];
   static_assert(kPartialStride * 4 <= kSlotBytes);
-  if (args.early) let_next_kernel_start();
+  let_next_kernel_start();
   const Gemm& gemm = args.gemm;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
@@ -215,7 +234,6 @@ __global__ void __launch_bounds__(kWarps * 32)
   };
 #pragma unroll
   for (int i = 0; i < kDepth; ++i) request(i);
-  if (warp == 0 && count <= kDepth) let_next_kernel_start();
 
   wait_for_previous_kernel();
   float sums[kGroups][4] = {};
@@ -225,13 +243,18 @@ __global__ void __launch_bounds__(kWarps * 32)
   for (int i = 0; i < count; ++i) {
     const Activations current = next;
     if (i + 1 < count) next.load(gemm, first_column + (i + 1) * (kWarps * kChunk), g);
+    NormWeights norms[2];
+    if constexpr (kNorm) {
+      norms[0].load(gemm, first_column + i * (kWarps * kChunk));
+      norms[1].load(gemm, first_column + i * (kWarps * kChunk) + 32);
+    }
     wait_for_copy_groups<kDepth - 1>();
     const uint4* slot = slots + (i % kDepth) * (kGroups * kSlotBytes / 16);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint4 x = current.fragment(half, 0, squares[0]);
+      const uint4 x = current.fragment(half, 0, norms[half], squares[0]);
       uint4 high = make_uint4(0, 0, 0, 0);
-      if constexpr (kMany) high = current.fragment(half, 1, squares[1]);
+      if constexpr (kMany) high = current.fragment(half, 1, norms[half], squares[1]);
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
         const uint4 w = slot[(group * 2 + half) * 32];
@@ -240,7 +263,6 @@ __global__ void __launch_bounds__(kWarps * 32)
       }
     }
     request(i + kDepth);
-    if (warp == 0 && i + kDepth + 1 == count) let_next_kernel_start();
   }
 
   // The warp's own copies have all been used: its part of the ring takes its sums.

@@ -12,8 +12,9 @@ struct SkinnyShape {
   // group at a time, with the activations resident in shared memory.
   int groups = 4;
   int depth = 3;   // chunks of 64 columns that a warp keeps on their way
-  int per_sm = 0;  // where it walks: blocks for each multiprocessor
-  bool early = false;
+  int per_sm = 0;  // where it walks: blocks for each multiprocessor; then `depth` counts stages of
+                   // 512 columns for the whole block
+  bool wide = false;
 };
 
 SkinnyShape choose_skinny_shape(const Gemm& gemm);

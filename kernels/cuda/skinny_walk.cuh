@@ -13,198 +13,288 @@ struct WalkLayout {
   int partials = 0;
   int squares = 0;
   int total = 0;
+  int warp_activations = 0;  // bytes
 
-  __host__ __device__ WalkLayout(int depth, int64_t cols, int tokens) {
+  __host__ __device__ WalkLayout(int ring_bytes, int64_t cols, int tokens) {
     const int chunks = static_cast<int>((cols + kChunk - 1) / kChunk);
-    activations = kWarps * depth * kSlotBytes;
-    partials = activations + (chunks + kWarps - 1) / kWarps * kWarps * tokens * kChunk * 2;
+    warp_activations = (chunks + kWarps - 1) / kWarps * tokens * kChunk * 2;
+    activations = ring_bytes;
+    partials = activations + kWarps * warp_activations;
     squares = partials + 2 * kWarps * (tokens > 8 ? 16 : 8) * 8 * 4;
     total = squares + kWarps * 16 * 4;
   }
 };
 
-// Where in the weight a warp's lane is: chunk after chunk of its columns, group after group.
-class WalkCursor {
- public:
-  __device__ WalkCursor(const SkinnyArgs& args, int first_group, int groups, int count, int g,
-                        int first_column)
-      : args_(args), left_(groups), count_(count), g_(g), first_column_(first_column) {
-    group_ = first_group;
-    if (count == 0) left_ = 0;
-    start_group();
-  }
-  __device__ bool done() const { return left_ == 0; }
-  __device__ void request(uint32_t to, uint64_t policy) {
-    const int cols = static_cast<int>(args_.gemm.cols);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const bool inside = column_ + 32 * half < cols;
-      copy_16_async(to + half * (kSlotBytes / 2), row_ + (inside ? column_ + 32 * half : 0), inside,
-                    policy);
-    }
-    column_ += kWarps * kChunk;
-    if (++i_ == count_) {
-      ++group_;
-      if (--left_ > 0) start_group();
-    }
-  }
+// The groups of 8 weight rows that a block walks over: every stride-th, or a run of neighbours;
+// where the kind is gated each is a gate group and then its up group.
+struct Walk {
+  int groups = 0;  // to walk over, gate and up both counted
+  bool gated = false;
 
- private:
-  __device__ void start_group() {
-    const GemmOut kind = args_.gemm.kind;
-    const bool gated = kind == GemmOut::kSwiGlu || kind == GemmOut::kGeGlu;
-    int64_t row = int64_t{8} * (gated ? group_ / 2 : group_) + g_;
-    row = min(row, args_.out_rows - 1) + (gated && group_ % 2 == 1 ? args_.out_rows : 0);
-    row_ = static_cast<const __nv_bfloat16*>(args_.gemm.weight) + row * args_.gemm.cols;
-    i_ = 0;
-    column_ = first_column_;
+  __device__ explicit Walk(const SkinnyArgs& args) {
+    const GemmOut kind = args.gemm.kind;
+    gated = kind == GemmOut::kSwiGlu || kind == GemmOut::kGeGlu;
+    const int all = static_cast<int>((args.out_rows + 7) / 8);
+    groups = (all - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) /
+             static_cast<int>(gridDim.x);
+    if (gated) groups *= 2;
   }
-  const SkinnyArgs& args_;
-  int left_;  // groups yet to be requested, this one included
-  const int count_;
-  const int g_;
-  const int first_column_;
-  int group_ = 0;
-  int i_ = 0;
-  int column_ = 0;
-  const __nv_bfloat16* row_ = nullptr;
+  __device__ int64_t first_out_row(int i) const {
+    return int64_t{8} * (blockIdx.x + int64_t{gridDim.x} * (gated ? i / 2 : i));
+  }
+  // Row g of group i; past the end, the last one.
+  __device__ const __nv_bfloat16* weight_row(const SkinnyArgs& args, int i, int g) const {
+    int64_t row = min(first_out_row(i) + g, args.out_rows - 1);
+    if (gated && i % 2 == 1) row += args.out_rows;
+    return static_cast<const __nv_bfloat16*>(args.gemm.weight) + row * args.gemm.cols;
+  }
 };
 
 // Brings a lane's activations of all its warp's chunks to shared memory: [chunk][half][token][t].
 template <bool kMany, bool kNorm>
 __device__ void store_activations(const Gemm& gemm, unsigned char* to, int count, int first_column,
                                   int g, int t, float (&squares)[2]) {
-  using Activations = std::conditional_t<kNorm, NormedActivations<kMany>, PlainActivations<kMany>>;
-  constexpr int kAtOnce = kNorm ? (kMany ? 1 : 2) : 4;
   const int half_bytes = gemm.tokens * 64;
-  for (int begin = 0; begin < count; begin += kAtOnce) {
-    Activations loaded[kAtOnce];
+  to += g * 64 + t * 16;
+  if constexpr (!kNorm) {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    for (int i = 0; i < 2 * count; ++i) {
+      const int64_t column = first_column + i / 2 * (kWarps * kChunk) + i % 2 * 32;
+      const bool inside = column < gemm.cols;
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      // Past the last chunk the column is past the last one, and zeros come.
-      const int64_t column =
-          begin + i < count ? first_column + (begin + i) * (kWarps * kChunk) : gemm.cols;
-      loaded[i].load(gemm, column, g);
+      for (int tile = 0; tile < (kMany ? 2 : 1); ++tile) {
+        const int token = g + 8 * tile;
+        const auto* from = static_cast<const __nv_bfloat16*>(gemm.x) + token * gemm.x_stride;
+        if (token < gemm.tokens) {
+          copy_16_async(address + i * half_bytes + tile * 8 * 64, from + (inside ? column : 0),
+                        inside);
+        }
+      }
     }
+    end_copy_group();
+    wait_for_copy_groups<0>();
+    return;
+  } else {
+    constexpr int kAtOnce = 2;
+    for (int begin = 0; begin < count; begin += kAtOnce) {
+      NormedActivations<kMany> loaded[kAtOnce];
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      if (begin + i >= count) break;
+      for (int i = 0; i < kAtOnce; ++i) {
+        // Past the last chunk the column is past the last one, and zeros come.
+        const int64_t column =
+            begin + i < count ? first_column + (begin + i) * (kWarps * kChunk) : gemm.cols;
+        loaded[i].load(gemm, column, g);
+      }
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        unsigned char* at = to + ((begin + i) * 2 + half) * half_bytes + g * 64 + t * 16;
-        const uint4 low = loaded[i].fragment(half, 0, squares[0]);
-        if (g < gemm.tokens) *reinterpret_cast<uint4*>(at) = low;
-        if constexpr (kMany) {
-          const uint4 high = loaded[i].fragment(half, 1, squares[1]);
-          if (g + 8 < gemm.tokens) *reinterpret_cast<uint4*>(at + 8 * 64) = high;
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (begin + i >= count) break;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          unsigned char* at = to + ((begin + i) * 2 + half) * half_bytes;
+          NormWeights norm;
+          norm.load(gemm, first_column + (begin + i) * (kWarps * kChunk) + 32 * half);
+          const uint4 low = loaded[i].fragment(half, 0, norm, squares[0]);
+          if (g < gemm.tokens) *reinterpret_cast<uint4*>(at) = low;
+          if constexpr (kMany) {
+            const uint4 high = loaded[i].fragment(half, 1, norm, squares[1]);
+            if (g + 8 < gemm.tokens) *reinterpret_cast<uint4*>(at + 8 * 64) = high;
+          }
         }
       }
     }
   }
 }
 
-template <int kDepth, bool kMany, bool kNorm>
-__global__ void __launch_bounds__(kWarps * 32)
-    skinny_walk_kernel(const __grid_constant__ SkinnyArgs args) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  if (args.early) let_next_kernel_start();
-  const Gemm& gemm = args.gemm;
-  const WalkLayout layout(kDepth, gemm.cols, gemm.tokens);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int g = lane / 4, t = lane % 4;
-  const bool gated = gemm.kind == GemmOut::kSwiGlu || gemm.kind == GemmOut::kGeGlu;
-  const int parts = gated ? 2 : 1;
-  const int out_groups = static_cast<int>((args.out_rows + 7) / 8);
-  const int first_group = static_cast<int>(int64_t{out_groups} * blockIdx.x / gridDim.x) * parts;
-  const int end_group =
-      static_cast<int>(int64_t{out_groups} * (blockIdx.x + 1) / gridDim.x) * parts;
+// A lane's activations of one chunk, as store_activations() left them.
+template <bool kMany>
+struct StoredActivations {
+  uint4 low[2], high[2];
 
-  const int chunks = static_cast<int>((gemm.cols + kChunk - 1) / kChunk);
-  const int count = chunks > warp ? (chunks - warp + kWarps - 1) / kWarps : 0;
-  const int first_column = warp * kChunk + 8 * t;
-  const uint4* slots = reinterpret_cast<const uint4*>(shared + warp * (kDepth * kSlotBytes)) + lane;
-  const uint32_t slots_address = static_cast<uint32_t>(__cvta_generic_to_shared(slots));
-  const uint64_t policy = evict_first_policy();
-  WalkCursor cursor(args, first_group, end_group - first_group, count, g, first_column);
-  const auto request = [&](int slot) {
-    if (!cursor.done()) {
-      cursor.request(slots_address + slot * kSlotBytes, policy);
-      if (warp == 0 && cursor.done()) let_next_kernel_start();
-    }
-    end_copy_group();
-  };
-#pragma unroll 1
-  for (int slot = 0; slot < kDepth; ++slot) request(slot);
-
-  wait_for_previous_kernel();
-  unsigned char* activations = shared + layout.activations +
-                               warp * ((chunks + kWarps - 1) / kWarps * gemm.tokens * kChunk * 2);
-  float* all_squares = reinterpret_cast<float*>(shared + layout.squares);
-  float squares[2] = {};
-  store_activations<kMany, kNorm>(gemm, activations, count, first_column, g, t, squares);
-  if constexpr (kNorm) {
+  __device__ void load(const unsigned char* at, int tokens, int g) {
 #pragma unroll
-    for (int tile = 0; tile < (kMany ? 2 : 1); ++tile) {
-      float total = squares[tile];
-      total += __shfl_xor_sync(~0u, total, 1);
-      total += __shfl_xor_sync(~0u, total, 2);
-      if (t == 0) all_squares[warp * 16 + tile * 8 + g] = total;
+    for (int half = 0; half < 2; ++half) {
+      low[half] = high[half] = make_uint4(0, 0, 0, 0);
+      const unsigned char* from = at + half * tokens * 64;
+      if (g < tokens) low[half] = *reinterpret_cast<const uint4*>(from);
+      if constexpr (kMany) {
+        if (g + 8 < tokens) high[half] = *reinterpret_cast<const uint4*>(from + 8 * 64);
+      }
     }
   }
+};
 
-  constexpr int kResults = (kMany ? 16 : 8) * 8;  // of a group
-  float* partials = reinterpret_cast<float*>(shared + layout.partials);
-  const int out_token = threadIdx.x / 8, out_n = threadIdx.x % 8;
-  const int half_bytes = gemm.tokens * 64;
-  float scale = 1.0f, gate = 0.0f;
-  int slot = 0;
-  for (int group = first_group; group < end_group; ++group) {
-    float sums[4] = {};
-    const unsigned char* x = activations + g * 64 + t * 16;
-    for (int i = 0; i < count; ++i) {
-      uint4 low[2], high[2];
+template <bool kMany>
+__device__ void store_squares(float (&squares)[2], float* all_squares, int warp, int g, int t) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        low[half] = high[half] = make_uint4(0, 0, 0, 0);
-        if (g < gemm.tokens) low[half] = *reinterpret_cast<const uint4*>(x + half * half_bytes);
-        if constexpr (kMany) {
-          if (g + 8 < gemm.tokens) {
-            high[half] = *reinterpret_cast<const uint4*>(x + half * half_bytes + 8 * 64);
-          }
-        }
-      }
-      wait_for_copy_groups<kDepth - 1>();
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint4 w = slots[slot * (kSlotBytes / 16) + half * 32];
-        multiply_add(sums, low[half].x, high[half].x, low[half].y, high[half].y, w.x, w.y);
-        multiply_add(sums, low[half].z, high[half].z, low[half].w, high[half].w, w.z, w.w);
-      }
-      request(slot);
-      slot = slot + 1 == kDepth ? 0 : slot + 1;
-      x += 2 * half_bytes;
-    }
+  for (int tile = 0; tile < (kMany ? 2 : 1); ++tile) {
+    float total = squares[tile];
+    total += __shfl_xor_sync(~0u, total, 1);
+    total += __shfl_xor_sync(~0u, total, 2);
+    if (t == 0) all_squares[warp * 16 + tile * 8 + g] = total;
+  }
+}
+
+// Adds up the warps' sums of a group, and writes the results where the group is not a gate. Called
+// by the 8 * kWarps threads of the multiplying warps, for groups 0, 1, 2, ...
+template <bool kMany, bool kNorm>
+class GroupResults {
+ public:
+  __device__ GroupResults(const SkinnyArgs& args, const Walk& walk, float* partials,
+                          const float* squares)
+      : args_(args), walk_(walk), partials_(partials), squares_(squares) {}
+
+  __device__ void finish(int group, const float (&sums)[4]) {
+    constexpr int kResults = (kMany ? 16 : 8) * 8;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     // The two halves of `partials` take turns, so that one barrier a group is enough.
-    float* sums_of_all = partials + (group & 1) * (kWarps * kResults);
-    float* to = sums_of_all + warp * kResults + g * 8 + 2 * t;
+    float* sums_of_all = partials_ + (group & 1) * (kWarps * kResults);
+    float* to = sums_of_all + warp * kResults + 2 * lane;
     *reinterpret_cast<float2*>(to) = make_float2(sums[0], sums[1]);
     if constexpr (kMany) *reinterpret_cast<float2*>(to + 64) = make_float2(sums[2], sums[3]);
-    __syncthreads();
-    if (out_token >= gemm.tokens) continue;
+    asm volatile("bar.sync 1, %0;" ::"n"(kWarps * 32) : "memory");
+    const int token = threadIdx.x / 8;
+    if (token >= args_.gemm.tokens) return;
     if constexpr (kNorm) {
-      if (group == first_group) scale = inverse_rms(gemm, all_squares, out_token);
+      if (group == 0) scale_ = inverse_rms(args_.gemm, squares_, token);
     }
     float value = 0.0f;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) value += sums_of_all[w * kResults + threadIdx.x];
-    value *= scale;
-    if (gated && group % 2 == 0) {
-      gate = value;
-      continue;
+    value *= scale_;
+    if (walk_.gated && group % 2 == 0) {
+      gate_ = value;
+      return;
     }
-    const int64_t row = int64_t{8} * (group / parts) + out_n;
-    if (row < args.out_rows) write_result(gemm, out_token, row, gated ? gate : value, value);
+    const int64_t row = walk_.first_out_row(group) + threadIdx.x % 8;
+    if (row < args_.out_rows) write_result(args_.gemm, token, row, gate_, value);
   }
+
+ private:
+  const SkinnyArgs& args_;
+  const Walk& walk_;
+  float* partials_;
+  const float* squares_;
+  float scale_ = 1.0f;
+  float gate_ = 0.0f;
+};
+
+// A ninth warp requests the weights in stages of 8 rows and, for each of the others, kWide chunks.
+template <int kWide>
+struct Stage {
+  static constexpr int kColumns = kWide * kWarps * kChunk;
+  static constexpr int kPitch = kColumns * 2 + 64;  // bytes; rows are half the banks apart
+  static constexpr int kBytes = 8 * kPitch;
+};
+
+template <int kDepth, int kWide, bool kMany, bool kNorm>
+__global__ void __launch_bounds__(kWarps * 32 + 32, kMany ? 1 : 3)
+    skinny_walk_kernel(const __grid_constant__ SkinnyArgs args) {
+#if __CUDA_ARCH__ >= 900
+  using Stage = Stage<kWide>;
+  extern __shared__ __align__(16) unsigned char shared[];
+  __shared__ uint64_t barriers[2 * kDepth];  // full, empty
+  const Gemm& gemm = args.gemm;
+  const WalkLayout layout(kDepth * Stage::kBytes, gemm.cols, gemm.tokens);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t full = static_cast<uint32_t>(__cvta_generic_to_shared(barriers));
+  const uint32_t empty = full + 8 * kDepth;
+  const Walk walk(args);
+  const int cols = static_cast<int>(gemm.cols);
+  const int stages = (cols + Stage::kColumns - 1) / Stage::kColumns;
+  if (threadIdx.x == kWarps * 32) {
+    for (int i = 0; i < kDepth; ++i) {
+      barrier_init(full + 8 * i, 1);
+      barrier_init(empty + 8 * i, kWarps);
+    }
+    barriers_visible_to_copies();
+  }
+  __syncthreads();
+
+  if (warp == kWarps) {
+    let_next_kernel_start();
+    const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    const uint64_t policy = evict_first_policy();
+    int slot = 0;
+    uint32_t parity = 1;
+    for (int group = 0; group < walk.groups; ++group) {
+      const __nv_bfloat16* row = walk.weight_row(args, group, lane % 8);
+      for (int stage = 0; stage < stages; ++stage) {
+        const int bytes = 2 * min(Stage::kColumns, cols - stage * Stage::kColumns);
+        barrier_wait(empty + 8 * slot, parity);
+        if (lane == 0) barrier_arrive_expecting(full + 8 * slot, 8 * bytes);
+        __syncwarp();
+        if (lane < 8) {
+          copy_bulk_async(ring + slot * Stage::kBytes + lane * Stage::kPitch,
+                          row + stage * Stage::kColumns, bytes, full + 8 * slot, policy);
+        }
+        if (++slot == kDepth) {
+          slot = 0;
+          parity ^= 1;
+        }
+      }
+    }
+    return;
+  }
+
+  const int g = lane / 4, t = lane % 4;
+  const int chunks = (cols + kChunk - 1) / kChunk;
+  const int count = chunks > warp ? (chunks - warp + kWarps - 1) / kWarps : 0;
+  const int first_column = warp * kChunk + 8 * t;
+  uint32_t touched = 0;
+  if constexpr (kNorm) touched = touch(gemm.norm, cols, kWarps * 32);
+  wait_for_previous_kernel();
+  if (kNorm && gemm.tokens == 1) {  // more of it on its way at once than by those who need it
+    touched ^= touch(static_cast<const float*>(gemm.x), cols, kWarps * 32);
+  }
+  unsigned char* activations = shared + layout.activations + warp * layout.warp_activations;
+  float* all_squares = reinterpret_cast<float*>(shared + layout.squares);
+  float squares[2] = {};
+  store_activations<kMany, kNorm>(gemm, activations, count, first_column, g, t, squares);
+  if constexpr (kNorm) {
+    if (gemm.tokens == 0) squares[0] = __uint_as_float(touched);  // never: keeps the loads
+    store_squares<kMany>(squares, all_squares, warp, g, t);
+  }
+  GroupResults<kMany, kNorm> results(args, walk, reinterpret_cast<float*>(shared + layout.partials),
+                                     all_squares);
+  const unsigned char* slots = shared + g * Stage::kPitch + first_column * 2;
+  int slot = 0;
+  uint32_t parity = 0;
+  for (int group = 0; group < walk.groups; ++group) {
+    float sums[4] = {};
+    const unsigned char* at = activations + g * 64 + t * 16;
+    for (int stage = 0; stage < stages; ++stage) {
+      StoredActivations<kMany> x[kWide];
+#pragma unroll
+      for (int i = 0; i < kWide; ++i) {
+        if (stage * kWide + i < count) x[i].load(at, gemm.tokens, g);
+        at += 2 * 64 * gemm.tokens;
+      }
+      barrier_wait(full + 8 * slot, parity);
+#pragma unroll
+      for (int i = 0; i < kWide; ++i) {
+        if (stage * kWide + i >= count) break;
+        const int column = first_column + (stage * kWide + i) * (kWarps * kChunk);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint4 w = *reinterpret_cast<const uint4*>(slots + slot * Stage::kBytes +
+                                                    i * (kWarps * kChunk * 2) + half * 64);
+          // What lies past the last column is not zero.
+          if (column + 32 * half >= cols) w = make_uint4(0, 0, 0, 0);
+          const uint4 low = x[i].low[half], high = x[i].high[half];
+          multiply_add(sums, low.x, high.x, low.y, high.y, w.x, w.y);
+          multiply_add(sums, low.z, high.z, low.w, high.w, w.z, w.w);
+        }
+      }
+      __syncwarp();
+      if (lane == 0) barrier_arrive(empty + 8 * slot);
+      if (++slot == kDepth) {
+        slot = 0;
+        parity ^= 1;
+      }
+    }
+    results.finish(group, sums);
+  }
+#endif
 }
 
 }  // namespace trireme::cuda

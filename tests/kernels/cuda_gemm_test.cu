@@ -1,6 +1,7 @@
 // The GPU's products against sums in float64: every kind, odd sizes, fresh random inputs, poisoned
 // outputs with guards around them, and that a token's bits do not depend on the other tokens.
-// A program: exit code 1 and one line per failure. Argument: the seed, else a random one.
+// A program: exit code 1 and one line per failure.
+//   cuda_gemm_test [small] [seed]     small: without the large shapes, for compute-sanitizer
 #include <cuda_bf16.h>
 
 #include <cmath>
@@ -246,7 +247,7 @@ void check_skinny(const Case& c, uint64_t seed) {
   setup.check("skinny");
 }
 
-void check_all_kinds(uint64_t seed) {
+void check_all_kinds(uint64_t seed, bool with_large) {
   const std::pair<int64_t, int64_t> small[] = {{1, 8},       {3, 72},    {65, 512},   {66, 520},
                                                {576, 576},   {960, 576}, {576, 1536}, {3072, 576},
                                                {1000, 2048}, {18, 16384}};
@@ -263,6 +264,7 @@ void check_all_kinds(uint64_t seed) {
       }
     }
   }
+  if (!with_large) return;
   using enum GemmOut;
   const Case large[] = {{6144, 4096, 1, kBf16, true},    {6144, 4096, 16, kBf16, true, true},
                         {4096, 4096, 7, kAddF32},        {28672, 4096, 3, kSwiGlu, true},
@@ -274,8 +276,9 @@ void check_all_kinds(uint64_t seed) {
 
 // Every built shape gives every token the same bits, alone or among others.
 void check_independence(uint64_t seed) {
-  const SkinnyShape shapes[] = {{4, 4},    {4, 3},    {2, 6},     {1, 8},    {8, 2},
-                                {0, 6, 2}, {0, 8, 1}, {0, 12, 2}, {0, 12, 1}};
+  const SkinnyShape shapes[] = {{4, 4},    {4, 3},    {4, 2},          {2, 6},
+                                {2, 8},    {1, 8},    {8, 2},          {0, 4, 1},
+                                {0, 6, 2}, {0, 8, 3}, {0, 3, 1, true}, {0, 4, 2, true}};
   for (bool norm : {false, true}) {
     const Case c{1000, 1544, 16, GemmOut::kF32, norm};
     Setup setup(c, seed++);
@@ -398,15 +401,41 @@ void check_cublas(uint64_t seed) {
   TRIREME_CUDA(cudaStreamDestroy(stream));
 }
 
+void check_refusals() {
+  const auto refused = [](auto&& change) {
+    Setup setup({16, 64, 4}, 1);
+    change(setup.gemm);
+    try {
+      launch_skinny_gemm(setup.gemm, nullptr, nullptr);
+    } catch (const std::exception&) {
+      return true;
+    }
+    return false;
+  };
+  report(!refused([](Gemm&) {}), "refused a good product");
+  report(refused([](Gemm& gemm) { gemm.tokens = 17; }), "took 17 tokens");
+  report(refused([](Gemm& gemm) { gemm.tokens = 0; }), "took no tokens");
+  report(refused([](Gemm& gemm) { gemm.cols = 60; }), "took 60 columns");
+  report(refused([](Gemm& gemm) { gemm.x = static_cast<const char*>(gemm.x) + 2; }),
+         "took unaligned activations");
+  report(refused([](Gemm& gemm) { gemm.kind = GemmOut::kSwiGlu, gemm.rows = 15; }),
+         "took a gate without an up row");
+  TRIREME_CUDA(cudaDeviceSynchronize());
+}
+
 }  // namespace
 }  // namespace trireme::cuda
 
 int main(int argc, char** argv) {
   using namespace trireme::cuda;
-  const uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : std::random_device{}();
+  const bool small = argc > 1 && std::strcmp(argv[1], "small") == 0;
+  const char* seed_text = argc > (small ? 2 : 1) ? argv[argc - 1] : nullptr;
+  const uint64_t seed =
+      seed_text != nullptr ? std::strtoull(seed_text, nullptr, 10) : std::random_device{}();
   std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
   try {
-    check_all_kinds(seed);
+    check_refusals();
+    check_all_kinds(seed, !small);
     check_independence(seed + 100000);
     check_chain(seed + 200000);
     check_cublas(seed + 300000);
