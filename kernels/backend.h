@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "base/matrix_view.h"
+#include "kernels/logit_rows.h"
 #include "kernels/weight.h"
 
 namespace trireme {
@@ -117,12 +118,6 @@ struct RepeatKey {
   auto operator<=>(const RepeatKey&) const = default;
 };
 
-// One candidate of a row: a logit and the token it belongs to (global id).
-struct Candidate {
-  float logit = 0.0f;
-  int32_t token = -1;
-};
-
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -148,6 +143,9 @@ class Backend {
   // `view` (float32, contiguous rows) where the host can read and write it: the view itself, or a
   // copy that stays until the next call, after everything queued has finished.
   virtual MatrixView read_back(MatrixView view) { return view; }
+  // What samples from logits where they are; null: where they are is host memory. Its calls are
+  // ordered with the ops on stream(); an answer has waited for them.
+  virtual std::unique_ptr<LogitRows> make_logit_rows() { return nullptr; }
 
   // Packs a slice for linear() (and embed()), at the slice's own size up to alignment.
   // Throws kUnimplemented for a format this backend cannot hold.

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "runtime/logit_rows.h"
 #include "runtime/rng.h"
 #include "runtime/sampler_exchange.h"
 
@@ -25,7 +26,7 @@ enum class Path : uint8_t {
 // A row on its way through one call of sample().
 struct Work {
   const SampleRow* row = nullptr;
-  LogitRow logits;
+  int32_t index = 0;  // of the logits
   Path path = Path::kNone;
   bool logprobs = false;
   int64_t top = 0;  // best raw logits wanted
@@ -38,7 +39,6 @@ struct Work {
   int bucket = 0;             // where the threshold lies
   int64_t bucket_before = 0;  // mass of the better buckets
   int64_t bucket_tokens = 0;  // in that bucket: the most on any rank
-  bool truncated = false;     // this rank has more than it sent
   std::vector<Candidate> local;
   std::vector<Candidate> merged;
   int32_t token = -1;
@@ -117,10 +117,19 @@ int64_t kept_prefix(const Work& work, const Certainty& certainty, int64_t vocab)
 }  // namespace
 
 struct Sampler::State {
-  State(Communicator& group, Part part, int64_t size) : tp(group), vocab(part), vocab_size(size) {}
+  State(Communicator& group, Part part, int64_t size, std::unique_ptr<LogitRows> of_logits)
+      : tp(group),
+        vocab(part),
+        vocab_size(size),
+        logits(of_logits != nullptr ? std::move(of_logits) : std::make_unique<HostLogitRows>()) {}
 
-  void begin(MatrixView logits, std::span<const SampleRow> rows);
+  void begin(std::span<const SampleRow> rows);
+  LogitQuestion& ask(const Work& work, LogitQuestion::Kind kind);
+  LogitQuestion& ask_top(Work& work, int64_t count);
+  LogitQuestion& ask_with_mass(const Work& work, LogitQuestion::Kind kind);
+  void answer() { logits->answer(questions); }
   void raw_statistics();
+  void adjust();
   void first_round();
   void candidate_round(bool with_mass);
   void find_buckets();
@@ -133,6 +142,10 @@ struct Sampler::State {
   Part vocab;
   int64_t vocab_size;
   int64_t largest_part = 0;
+  std::unique_ptr<LogitRows> logits;
+  std::vector<LogitQuestion> questions;  // of one round, in the order of the rows
+  std::vector<LogitAdjustment> adjustments;
+  std::vector<std::array<int64_t, kMassBuckets>> bucket_masses;
   Exchange exchange;
   std::vector<Work> works;  // grows to the most rows seen
   size_t count = 0;         // rows of this call
@@ -144,14 +157,37 @@ struct Sampler::State {
   }
 };
 
-void Sampler::State::begin(MatrixView logits, std::span<const SampleRow> rows) {
+// The next question of this round; its answer is read in the same order.
+LogitQuestion& Sampler::State::ask(const Work& work, LogitQuestion::Kind kind) {
+  LogitQuestion& question = questions.emplace_back();
+  question.kind = kind;
+  question.row = work.index;
+  return question;
+}
+
+LogitQuestion& Sampler::State::ask_top(Work& work, int64_t wanted) {
+  LogitQuestion& question = ask(work, LogitQuestion::Kind::kTop);
+  question.count = wanted;
+  question.list = &work.local;
+  return question;
+}
+
+// A question about masses after the temperature.
+LogitQuestion& Sampler::State::ask_with_mass(const Work& work, LogitQuestion::Kind kind) {
+  LogitQuestion& question = ask(work, kind);
+  question.max = static_cast<float>(work.draw.max);
+  question.inverse_temperature = inverse_for_mass(work.draw);
+  return question;
+}
+
+void Sampler::State::begin(std::span<const SampleRow> rows) {
   count = rows.size();
   if (works.size() < count) works.resize(count);
   for (size_t i = 0; i < count; ++i) {
     Work& work = works[i];
     const SamplingParams* params = rows[i].params;
     work.row = &rows[i];
-    work.logits.attach(logits.f32(static_cast<int64_t>(i)), vocab);
+    work.index = static_cast<int32_t>(i);
     work.path = path_of(params, vocab_size);
     work.logprobs = params == nullptr ? rows[i].target >= 0 : params->logprobs >= 0;
     work.top = params == nullptr ? rows[i].top : params->logprobs;
@@ -179,10 +215,13 @@ void Sampler::State::begin(MatrixView logits, std::span<const SampleRow> rows) {
 void Sampler::State::raw_statistics() {
   const auto wants = [](const Work& work) { return work.logprobs; };
   if (!any(wants)) return;
-  exchange.clear();
-  for (Work& work : active()) {
-    if (work.logprobs) exchange.put(work.logits.best());
+  questions.clear();
+  for (const Work& work : active()) {
+    if (work.logprobs) ask(work, LogitQuestion::Kind::kBest);
   }
+  answer();
+  exchange.clear();
+  for (const LogitQuestion& question : questions) exchange.put(question.best);
   exchange.gather(tp);
   for (Work& work : active()) {
     if (!work.logprobs) continue;
@@ -192,13 +231,21 @@ void Sampler::State::raw_statistics() {
       if (best.token >= 0) work.raw_max = std::max(work.raw_max, best.logit);
     }
   }
-  exchange.clear();
+  questions.clear();
   for (Work& work : active()) {
     if (!work.logprobs) continue;
-    exchange.put(work.logits.mass(work.raw_max, 1.0f));
+    ask(work, LogitQuestion::Kind::kMass).max = work.raw_max;
+    if (work.top > 0 && largest_part > 0) ask_top(work, std::min(work.top, largest_part));
+  }
+  answer();
+  exchange.clear();
+  auto next = questions.begin();
+  for (Work& work : active()) {
+    if (!work.logprobs) continue;
+    exchange.put(next++->mass);
     const int64_t sent = std::min(work.top, largest_part);
     if (sent == 0) continue;
-    work.logits.top(sent, work.local);
+    ++next;
     work.local.resize(static_cast<size_t>(sent));
     for (const Candidate& candidate : work.local) exchange.put(candidate);
   }
@@ -223,6 +270,32 @@ void Sampler::State::raw_statistics() {
   }
 }
 
+void Sampler::State::adjust() {
+  adjustments.clear();
+  for (const Work& work : active()) {
+    if (work.path == Path::kNone) continue;
+    const SamplingParams& params = *work.row->params;
+    LogitAdjustment one;
+    one.row = work.index;
+    one.allowed = params.allowed_tokens;
+    one.banned = params.banned_tokens;
+    one.bias = params.logit_bias;
+    if (work.row->counts != nullptr && params.needs_counts()) {
+      one.counts = work.row->counts->entries();
+      one.repetition_penalty = params.repetition_penalty;
+      one.presence_penalty = params.presence_penalty;
+      one.frequency_penalty = params.frequency_penalty;
+    }
+    if (work.row->position < params.min_tokens) one.stop = params.stop_ids;
+    if (one.allowed.empty() && one.banned.empty() && one.bias.empty() && one.counts.empty() &&
+        one.stop.empty()) {
+      continue;
+    }
+    adjustments.push_back(one);
+  }
+  if (!adjustments.empty()) logits->adjust(adjustments);
+}
+
 // What one look at the local logits decides: greedy rows, and draws from the whole vocabulary.
 // For the others it finds the global maximum.
 void Sampler::State::first_round() {
@@ -230,17 +303,20 @@ void Sampler::State::first_round() {
     double score;
     Candidate best;
   };
-  exchange.clear();
-  for (Work& work : active()) {
-    if (work.path == Path::kNone) continue;
-    const SamplingParams& params = *work.row->params;
-    work.logits.adjust(params, work.row->counts, work.row->position < params.min_tokens);
-    Lead lead{0.0, work.logits.best()};
+  questions.clear();
+  for (const Work& work : active()) {
     if (work.path == Path::kWhole) {
-      const Scored scored = work.logits.draw(work.draw);
-      lead = {scored.score, {0.0f, scored.token}};
+      ask(work, LogitQuestion::Kind::kDraw).draw = work.draw;
+    } else if (work.path != Path::kNone) {
+      ask(work, LogitQuestion::Kind::kBest);
     }
-    exchange.put(lead);
+  }
+  answer();
+  exchange.clear();
+  for (const LogitQuestion& question : questions) {
+    const bool draws = question.kind == LogitQuestion::Kind::kDraw;
+    exchange.put(draws ? Lead{question.drawn.score, {0.0f, question.drawn.token}}
+                       : Lead{0.0, question.best});
   }
   exchange.gather(tp);
   for (Work& work : active()) {
@@ -265,10 +341,13 @@ void Sampler::State::first_round() {
 // Rows whose limits are thresholds that every rank knows: each draws from its own part.
 void Sampler::State::draw_locally(bool (*which)(const Work&)) {
   if (!any(which)) return;
-  exchange.clear();
-  for (Work& work : active()) {
-    if (which(work)) exchange.put(work.logits.draw(work.draw));
+  questions.clear();
+  for (const Work& work : active()) {
+    if (which(work)) ask(work, LogitQuestion::Kind::kDraw).draw = work.draw;
   }
+  answer();
+  exchange.clear();
+  for (const LogitQuestion& question : questions) exchange.put(question.drawn);
   exchange.gather(tp);
   for (Work& work : active()) {
     if (!which(work)) continue;
@@ -283,15 +362,20 @@ void Sampler::State::draw_locally(bool (*which)(const Work&)) {
 
 // Pure top_p that keeps many tokens, first half: the bucket of logits in which the mass is reached.
 void Sampler::State::find_buckets() {
-  exchange.clear();
-  for (Work& work : active()) {
+  questions.clear();
+  bucket_masses.assign(count, {});
+  for (const Work& work : active()) {
     if (!work.by_threshold) continue;
-    std::array<int64_t, kMassBuckets> masses{};
-    work.logits.bucket_masses(static_cast<float>(work.draw.max), inverse_for_mass(work.draw),
-                              masses);
-    exchange.put(masses);
+    ask_with_mass(work, LogitQuestion::Kind::kBucketMasses).masses =
+        bucket_masses[static_cast<size_t>(work.index)];
+  }
+  answer();
+  exchange.clear();
+  for (const LogitQuestion& question : questions) {
+    exchange.put(bucket_masses[static_cast<size_t>(question.row)]);
   }
   exchange.gather(tp);
+  questions.clear();
   for (Work& work : active()) {
     if (!work.by_threshold) continue;
     std::array<int64_t, kMassBuckets> masses{};
@@ -308,9 +392,11 @@ void Sampler::State::find_buckets() {
       work.bucket_before = mass;
       ++work.bucket;
     }
-    work.logits.bucket(work.bucket, static_cast<float>(work.draw.max), inverse_for_mass(work.draw),
-                       work.local);
+    LogitQuestion& question = ask_with_mass(work, LogitQuestion::Kind::kBucket);
+    question.which = work.bucket;
+    question.list = &work.local;
   }
+  answer();
   exchange.clear();
   for (Work& work : active()) {
     if (work.by_threshold) exchange.put(static_cast<int64_t>(work.local.size()));
@@ -357,19 +443,25 @@ void Sampler::State::find_thresholds() {
 
 // One round of candidates for the rows that are not decided, all in one message.
 void Sampler::State::candidate_round(bool with_mass) {
-  exchange.clear();
+  const auto wants_mass = [&](const Work& work) {
+    const SamplingParams& params = *work.row->params;
+    return with_mass && params.top_p < 1.0f && !cuts_by_k(params, vocab_size);
+  };
+  questions.clear();
   for (Work& work : active()) {
     if (work.candidates == 0) continue;
     work.candidates = std::min(work.candidates, largest_part);
-    work.truncated = work.logits.top(work.candidates, work.local);
+    ask_top(work, work.candidates);
+    if (wants_mass(work)) ask_with_mass(work, LogitQuestion::Kind::kMass);
+  }
+  answer();
+  exchange.clear();
+  auto next = questions.begin();
+  for (Work& work : active()) {
+    if (work.candidates == 0) continue;
     work.local.resize(static_cast<size_t>(work.candidates));
-    exchange.put(work.truncated);
-    if (with_mass) {
-      const auto max = static_cast<float>(work.draw.max);
-      const SamplingParams& params = *work.row->params;
-      const bool wanted = params.top_p < 1.0f && !cuts_by_k(params, vocab_size);
-      exchange.put(wanted ? work.logits.mass(max, inverse_for_mass(work.draw)) : int64_t{0});
-    }
+    exchange.put(next++->left_out);
+    if (with_mass) exchange.put(wants_mass(work) ? next++->mass : int64_t{0});
     for (const Candidate& candidate : work.local) exchange.put(candidate);
   }
   exchange.gather(tp);
@@ -414,15 +506,23 @@ void Sampler::State::choose_among_candidates(Work& work, const Certainty& certai
 void Sampler::State::chosen_logprobs(std::vector<Sampled>& out) {
   const auto wants = [](const Work& work) { return work.logprobs && work.token >= 0; };
   if (!any(wants)) return;
+  const auto holds = [&](const Work& work) {
+    return work.token >= vocab.begin && work.token < vocab.end();
+  };
+  questions.clear();
+  for (const Work& work : active()) {
+    if (wants(work) && holds(work)) ask(work, LogitQuestion::Kind::kRaw).token = work.token;
+  }
+  answer();
   exchange.clear();
-  for (Work& work : active()) {
+  auto next = questions.begin();
+  for (const Work& work : active()) {
     if (!wants(work)) continue;
     struct Held {
       float logit;
       int32_t held;
     };
-    const bool held = work.logits.holds(work.token);
-    exchange.put(Held{held ? work.logits.raw(work.token) : 0.0f, held ? 1 : 0});
+    exchange.put(holds(work) ? Held{next++->raw, 1} : Held{0.0f, 0});
   }
   exchange.gather(tp);
   for (size_t i = 0; i < count; ++i) {
@@ -436,8 +536,8 @@ void Sampler::State::chosen_logprobs(std::vector<Sampled>& out) {
   }
 }
 
-Sampler::Sampler(Communicator& tp, Part vocab, int64_t vocab_size)
-    : state_(std::make_unique<State>(tp, vocab, vocab_size)) {
+Sampler::Sampler(Communicator& tp, Part vocab, int64_t vocab_size, std::unique_ptr<LogitRows> rows)
+    : state_(std::make_unique<State>(tp, vocab, vocab_size, std::move(rows))) {
   state_->exchange.put(vocab.count);
   state_->exchange.gather(tp);
   for (int rank = 0; rank < tp.size(); ++rank) {
@@ -455,7 +555,8 @@ void Sampler::sample(MatrixView logits, std::span<const SampleRow> rows,
          logits.cols, rows.size(), state.vocab.count);
   }
   out.resize(rows.size());
-  state.begin(logits, rows);
+  state.logits->attach(logits.row_range(0, static_cast<int64_t>(rows.size())), state.vocab.begin);
+  state.begin(rows);
   state.raw_statistics();
   for (size_t i = 0; i < rows.size(); ++i) {
     out[i].top.clear();
@@ -466,7 +567,10 @@ void Sampler::sample(MatrixView logits, std::span<const SampleRow> rows,
       out[i].top.push_back({candidate.token, static_cast<float>(logprob)});
     }
   }
-  if (state.any([](const Work& work) { return work.path != Path::kNone; })) state.first_round();
+  if (state.any([](const Work& work) { return work.path != Path::kNone; })) {
+    state.adjust();
+    state.first_round();
+  }
   state.draw_locally([](const Work& work) { return work.path == Path::kMinP; });
   const auto undecided = [](const Work& work) { return work.candidates > 0; };
   for (bool first = true; state.any(undecided); first = false) state.candidate_round(first);

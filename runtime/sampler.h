@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/matrix_view.h"
+#include "kernels/logit_rows.h"
 #include "parallel/communicator.h"
 #include "parallel/layout.h"
 #include "runtime/sampler_row.h"
@@ -48,11 +49,14 @@ struct Sampled {
 class Sampler {
  public:
   // Collective over `tp`, which must outlive the sampler. `vocab` is this rank's part of
-  // `vocab_size` tokens.
-  Sampler(Communicator& tp, Part vocab, int64_t vocab_size);
+  // `vocab_size` tokens. `rows`: how the logits are looked at (Backend::make_logit_rows); null:
+  // in host memory.
+  Sampler(Communicator& tp, Part vocab, int64_t vocab_size,
+          std::unique_ptr<LogitRows> rows = nullptr);
   ~Sampler();
 
-  // Collective. logits [rows, vocab.count] f32 are modified. Rows are independent of each other.
+  // Collective. logits [rows, vocab.count] f32, where `rows` of the constructor looks at them, are
+  // modified. Rows are independent of each other.
   // NaN logits count as -inf, +inf as the largest finite number.
   void sample(MatrixView logits, std::span<const SampleRow> rows, std::vector<Sampled>& out);
 

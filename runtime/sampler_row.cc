@@ -4,50 +4,11 @@
 #include <bit>
 #include <cmath>
 
-#include "runtime/rng.h"
-
 namespace trireme {
 namespace {
 
 constexpr int64_t kBlock = 64;  // logits that share a maximum
-constexpr float kNone = -std::numeric_limits<float>::infinity();
-constexpr float kLargest = std::numeric_limits<float>::max();
-
-// e^x for x <= 0, relative error below 2e-7; plain operations only, so that a loop over it is
-// vectorized and gives the same bits everywhere. x = n ln2 + r, Taylor series of degree 7 in r.
-inline float exp_nonpositive(float x) {
-  x = x > -87.0f ? x : -87.0f;  // NaN too: -inf less -inf, where no token is left, has no mass
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float n = (x * 1.44269504f + kRound) - kRound;
-  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-  float sum = 1.0f / 5040.0f;
-  sum = sum * r + 1.0f / 720.0f;
-  sum = sum * r + 1.0f / 120.0f;
-  sum = sum * r + 1.0f / 24.0f;
-  sum = sum * r + 1.0f / 6.0f;
-  sum = sum * r + 0.5f;
-  sum = sum * r + 1.0f;
-  sum = sum * r + 1.0f;
-  return sum * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
-}
-
-// A double of this magnitude has steps of 2^-40: adding it rounds to fixed point.
-constexpr double kFixedPoint = 0x1.8p12;
-static_assert(kMassUnit == 0x1p-40);
-
-inline int64_t fixed_point(float value) {
-  return std::bit_cast<int64_t>(static_cast<double>(value) + kFixedPoint) -
-         std::bit_cast<int64_t>(kFixedPoint);
-}
-
-// Mass is exactly zero below: e^-28.5 is less than half a unit.
-constexpr float kNoMass = -28.5f;
-
-inline int bucket_of(float logit, float max, float inverse_temperature) {
-  const float distance = (max - logit) * inverse_temperature * 8.0f;
-  return distance < static_cast<float>(kMassBuckets - 1) ? static_cast<int>(distance)
-                                                         : kMassBuckets - 1;
-}
+constexpr float kNone = kNoLogit;
 
 // The maximum of `count` floats, -inf where there are none. Lanes keep it vectorizable.
 float max_of(const float* values, int64_t count) {
@@ -73,11 +34,6 @@ bool all_finite(const float* values, int64_t count) {
   return bad == 0;
 }
 
-float legal(float logit) {
-  if (std::isnan(logit)) return kNone;
-  return std::min(logit, kLargest);
-}
-
 }  // namespace
 
 void TokenCounts::clear() {
@@ -93,21 +49,14 @@ void TokenCounts::add(int32_t token, bool generated) {
   if (generated) ++entry.generated;
 }
 
-int64_t mass_of(float logit, float max, float inverse_temperature) {
-  return fixed_point(exp_nonpositive((logit - max) * inverse_temperature));
-}
-
-Scored Draw::score(Candidate candidate) const {
-  const double noise = gumbel(uniform(key, candidate.token));
-  return {static_cast<double>(candidate.logit) * inverse_temperature + noise, candidate.token};
-}
-
 void LogitRow::attach(float* logits, Part vocab) {
   logits_ = logits;
   vocab_ = vocab;
   touched_.clear();
   rescan_ = false;
-  if (!all_finite(logits, vocab.count)) std::transform(logits, logits + vocab.count, logits, legal);
+  if (!all_finite(logits, vocab.count)) {
+    std::transform(logits, logits + vocab.count, logits, legal_logit);
+  }
   scan();
 }
 
@@ -129,44 +78,42 @@ float* LogitRow::touch(int32_t token) {
   return logits_ + index;
 }
 
-void LogitRow::restrict_to(const std::vector<int32_t>& allowed) {
+void LogitRow::restrict_to(std::span<const int32_t> allowed) {
   for (const int32_t token : allowed) touch(token);
   std::fill(logits_, logits_ + vocab_.count, kNone);
   for (const auto& [index, raw] : touched_) logits_[index] = raw;
   rescan_ = true;
 }
 
-void LogitRow::penalize(const SamplingParams& params, const TokenCounts& counts) {
-  for (const TokenCounts::Entry& entry : counts.entries()) {
+void LogitRow::penalize(const LogitAdjustment& adjustment) {
+  const float repetition = adjustment.repetition_penalty;
+  for (const TokenCount& entry : adjustment.counts) {
     float* logit = touch(entry.token);
     if (logit == nullptr) continue;
-    const float repetition = params.repetition_penalty;
     *logit = *logit > 0.0f ? *logit / repetition : *logit * repetition;
     if (entry.generated == 0) continue;
-    *logit -= params.presence_penalty;
-    *logit -= params.frequency_penalty * static_cast<float>(entry.generated);
+    *logit -= adjustment.presence_penalty;
+    *logit -= adjustment.frequency_penalty * static_cast<float>(entry.generated);
   }
 }
 
-void LogitRow::adjust(const SamplingParams& params, const TokenCounts* counts, bool ban_stop_ids) {
-  if (!params.allowed_tokens.empty()) restrict_to(params.allowed_tokens);
-  for (const int32_t token : params.banned_tokens) {
+void LogitRow::adjust(const LogitAdjustment& adjustment) {
+  if (!adjustment.allowed.empty()) restrict_to(adjustment.allowed);
+  for (const int32_t token : adjustment.banned) {
     if (float* logit = touch(token)) *logit = kNone;
   }
-  for (const auto& [token, bias] : params.logit_bias) {
+  for (const auto& [token, bias] : adjustment.bias) {
     if (float* logit = touch(token)) *logit += bias;
   }
-  if (counts != nullptr && params.needs_counts()) penalize(params, *counts);
-  if (ban_stop_ids) {
-    for (const int32_t token : params.stop_ids) {
-      if (float* logit = touch(token)) *logit = kNone;
-    }
+  penalize(adjustment);
+  for (const int32_t token : adjustment.stop) {
+    if (float* logit = touch(token)) *logit = kNone;
   }
   finish_adjustments();
 }
 
 void LogitRow::finish_adjustments() {
-  for (const auto& [index, raw] : touched_) logits_[index] = legal(logits_[index]);
+  for (const auto& [index, raw] : touched_) logits_[index] = legal_logit(logits_[index]);
   if (rescan_ || touched_.size() > block_max_.size()) return scan();
   for (const auto& [index, raw] : touched_) scan_block(index / kBlock);
 }

@@ -1,0 +1,78 @@
+// Rows of logits of one rank's part of the vocabulary, as the sampler sees them: adjusted once,
+// then questions, all that are open at a time in one call, so that a GPU answers them with a few
+// launches and one wait. All tokens here carry global ids. No collective happens here.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/matrix_view.h"
+#include "kernels/sampling_math.h"
+
+namespace trireme {
+
+// How often a token occurs in a sequence.
+struct TokenCount {
+  int32_t token = 0;
+  int32_t total = 0;  // prompt and generated
+  int32_t generated = 0;
+};
+
+// What changes a row's logits before a token is chosen, in the order of the members. Ids of other
+// ranks' parts are skipped. Views of the caller's.
+struct LogitAdjustment {
+  int32_t row = 0;
+  std::span<const int32_t> allowed;  // empty: all
+  std::span<const int32_t> banned;
+  std::span<const std::pair<int32_t, float>> bias;  // added
+  std::span<const TokenCount> counts;               // each token once
+  float repetition_penalty = 1.0f;
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+  std::span<const int32_t> stop;  // banned as well
+};
+
+struct LogitQuestion {
+  enum class Kind : uint8_t {
+    kBest,          // -> best; token -1 where no logit is above -inf
+    kMass,          // max, inverse_temperature -> mass: sum of mass_of()
+    kDraw,          // draw -> drawn: Gumbel-max over the tokens that `draw` keeps
+    kBucketMasses,  // max, inverse_temperature -> masses[kMassBuckets], added
+    kBucket,        // which, max, inverse_temperature -> list: its tokens above -inf, in no order;
+                    // after kBucketMasses with the same max and temperature
+    kTop,           // count -> list: the best above -inf, in order, fewer where there are fewer;
+                    // left_out: there are more. After kBest.
+    kRaw            // token, of this part -> raw: its logit before adjust()
+  };
+  Kind kind = Kind::kBest;
+  int32_t row = 0;
+  float max = 0.0f;
+  float inverse_temperature = 1.0f;
+  int64_t count = 0;
+  int32_t which = 0;
+  int32_t token = -1;
+  Draw draw;
+  std::vector<Candidate>* list = nullptr;
+  std::span<int64_t> masses;
+
+  Candidate best;
+  Scored drawn;
+  int64_t mass = 0;
+  float raw = 0.0f;
+  bool left_out = false;
+};
+
+class LogitRows {
+ public:
+  virtual ~LogitRows() = default;
+  // logits [rows, part of the vocabulary] f32 may be modified and must live as long as they are
+  // asked about. NaN counts as -inf, +inf as the largest finite number.
+  virtual void attach(MatrixView logits, int64_t vocab_begin) = 0;
+  // At most once after attach(), each row at most once.
+  virtual void adjust(std::span<const LogitAdjustment> adjustments) = 0;
+  virtual void answer(std::span<LogitQuestion> questions) = 0;
+};
+
+}  // namespace trireme
