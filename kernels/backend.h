@@ -111,6 +111,13 @@ struct DeviceMemory {
   int64_t total = 0;
 };
 
+// What a backend's machine can do at most, measured now, next to what is judged by it.
+struct MachineLimits {
+  double read_bandwidth = 0;  // bytes/s
+  double flops = 0;           // operations/s (a multiply-add is two) of `arithmetic`
+  std::string arithmetic;     // e.g. "f32 multiply-adds"
+};
+
 // What makes a step's work the same as an earlier one's, beside the number of rows.
 struct RepeatKey {
   int64_t rows = 0;
@@ -131,6 +138,9 @@ class Backend {
   virtual int64_t max_logit_rows() const { return 64; }
   // Tensor-parallel parts of the feed-forward are cut at multiples of this.
   virtual int64_t width_multiple() const { return 1; }
+  // Takes about a second. `quantized`: of the arithmetic that quantized weights are multiplied
+  // with.
+  virtual MachineLimits measure_limits(bool quantized) = 0;
   // Nothing for host memory.
   virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
   // Uninitialized memory, aligned for any op. Throws kResourceExhausted.
@@ -223,7 +233,8 @@ class Backend {
   // float32.
   virtual void gather_rows(MatrixView x, std::span<const int32_t> indices, MatrixView out) = 0;
 
-  virtual void fill_zero(MatrixView x) = 0;
+  // Every byte of the matrix.
+  virtual void fill_bytes(MatrixView x, uint8_t value) = 0;
 };
 
 // Instruction sets of the CPU backend, weakest first.

@@ -2,6 +2,7 @@
 # into it; cuBLASLt is the only CUDA library, the runtime is static.
 file(GLOB cuda_kernels CONFIGURE_DEPENDS cuda/*.cu)
 add_library(trireme_cuda MODULE ${cuda_kernels} cuda/backend.cc cuda/check.cc cuda/cublas_gemm.cc
+            cuda/module.cc
             cuda/plan_decode.cc cuda/plan_prefill.cc cuda/step_arena.cc cuda/weight_upload.cc)
 target_link_libraries(trireme_cuda PRIVATE trireme_options trireme_kernels CUDA::cudart_static
                       CUDA::cublasLt)
@@ -11,3 +12,5 @@ set_target_properties(trireme_cuda PROPERTIES
                       LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib/trireme
                       INSTALL_RPATH "$ORIGIN/..:/usr/local/cuda/lib64")
 install(TARGETS trireme_cuda LIBRARY DESTINATION lib/trireme)
+set_source_files_properties(cuda/module.cc PROPERTIES
+                            COMPILE_DEFINITIONS TRIREME_MODULE_BUILD="${module_build}")

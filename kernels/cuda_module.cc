@@ -1,5 +1,7 @@
 #include "kernels/cuda_module.h"
 
+#include <string_view>
+
 #include "base/error.h"
 #include "base/module.h"
 
@@ -21,9 +23,8 @@ Loaded load() {
     const auto entry =
         reinterpret_cast<Entry>(load_module("libtrireme_cuda.so", "trireme_cuda_module"));
     const CudaModule* module = entry();
-    if (module->version != CudaModule::kVersion) {
-      fail(ErrorCode::kUnavailable, "libtrireme_cuda.so is of another build (version {}, not {})",
-           module->version, CudaModule::kVersion);
+    if (std::string_view(module->build) != TRIREME_MODULE_BUILD) {
+      fail(ErrorCode::kUnavailable, "libtrireme_cuda.so is of another build than this program");
     }
     loaded.module = module;
     loaded.devices = module->device_count(loaded.problem);

@@ -20,11 +20,10 @@ std::string cuda_unavailable();
 // outlive the backend. Throws kUnavailable without a GPU, kInvalidArgument for a wrong index.
 std::unique_ptr<Backend> make_cuda_backend(ThreadPool& pool, int device);
 
-// The table that the module's entry returns. Program and module share C++ types: the version is
-// raised when backend.h or this file changes.
+// The table that the module's entry returns. Program and module share C++ types: `build` tells the
+// state of the headers that define them, and modules of another state are refused.
 struct CudaModule {
-  static constexpr int kVersion = 1;
-  int version = kVersion;
+  const char* build = "";
   int (*device_count)(std::string& problem) = nullptr;
   std::unique_ptr<Backend> (*make_backend)(ThreadPool& pool, int device) = nullptr;
 };

@@ -7,7 +7,6 @@
 #include <random>
 
 #include "base/error.h"
-#include "kernels/limits.h"
 
 namespace trireme {
 namespace {
@@ -29,15 +28,15 @@ struct ModelCost {
   double head = 0;     // weights of the head, multiplied per sampled token
 };
 
-ModelCost cost_of(const WeightSource& source) {
+ModelCost cost_of(const WeightSource& source, const Backend& backend) {
   ModelCost cost;
   const bool untied = source.find("head.weight").has_value();
   for (const auto& tensor : source.tensors()) {
     const double elements = static_cast<double>(tensor.rows) * static_cast<double>(tensor.cols);
     const bool embed = tensor.name == "embed.weight";
     if (embed && untied) continue;
-    cost.bytes += static_cast<double>(row_bytes(tensor.format, tensor.cols)) *
-                  static_cast<double>(tensor.rows);
+    WeightSlice slice{tensor.format, tensor.rows, tensor.cols, 0, tensor.cols, {}};
+    if (tensor.rows > 1) cost.bytes += static_cast<double>(backend.weight_bytes(slice));
     if (embed || tensor.name == "head.weight")
       cost.head = elements;
     else if (tensor.rows > 1)
@@ -94,24 +93,24 @@ RunTimes run_batch(Frontend& frontend, const Instance& instance, const BenchMode
 
 }  // namespace
 
-MachineLimits measure_limits(OfflineSession& session, CpuIsa isa) {
+MachineLimits measure_limits(OfflineSession& session) {
   Instance& instance = session.instance();
   const auto layer = instance.source().find("layers.0.q.weight");
   const bool quantized = layer && !is_plain(layer->format);
   Communicator& control = *instance.world().control;
   control.barrier();
-  const double bandwidth = measure_read_bandwidth(instance.pool());
-  control.barrier();
-  const double flops =
-      measure_flops(instance.pool(), isa, quantized ? Arithmetic::kInt8 : Arithmetic::kF32);
-  std::array<float, 2> sums = {static_cast<float>(bandwidth), static_cast<float>(flops)};
+  MachineLimits limits = instance.backend().measure_limits(quantized);
+  std::array<float, 2> sums = {static_cast<float>(limits.read_bandwidth),
+                               static_cast<float>(limits.flops)};
   control.all_reduce_sum(sums);
-  return {sums[0], sums[1], quantized ? "int8 dot products" : "f32 multiply-adds"};
+  limits.read_bandwidth = sums[0];
+  limits.flops = sums[1];
+  return limits;
 }
 
 nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOptions& options,
                                     const MachineLimits& limits) {
-  const ModelCost cost = cost_of(session.instance().source());
+  const ModelCost cost = cost_of(session.instance().source(), session.instance().backend());
   std::vector<double> rates;
   session.run([&](Frontend& frontend) {
     for (int i = 0; i <= options.repeats; ++i) {
@@ -146,8 +145,8 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
 
 nlohmann::ordered_json bench_prefill(OfflineSession& session, const BenchModelOptions& options,
                                      const MachineLimits& limits) {
-  const Instance& instance = session.instance();
-  const ModelCost cost = cost_of(instance.source());
+  Instance& instance = session.instance();
+  const ModelCost cost = cost_of(instance.source(), instance.backend());
   std::vector<double> times;
   session.run([&](Frontend& frontend) {
     for (int i = 0; i <= options.repeats; ++i) {

@@ -15,16 +15,11 @@ struct BenchModelOptions {
   int repeats = 3;       // the median is reported
 };
 
-// The machine's limits while all ranks work at once: bytes/s and FLOP/s summed over the ranks.
-// For quantized weights the arithmetic limit is that of int8 dot products (the kernels spend two on
-// each product, docs/adr/0002), else that of float32 multiply-adds.
+// The machine's limits while all ranks work at once, summed over the ranks. For quantized weights
+// on CPU the arithmetic limit is that of int8 dot products (the kernels spend two on each product,
+// docs/adr/0002), else that of float32 multiply-adds; on GPU that of bf16 matrix products.
 // Collective: every rank calls it before the session runs.
-struct MachineLimits {
-  double read_bandwidth = 0;
-  double flops = 0;
-  const char* arithmetic = "";  // which instructions `flops` counts
-};
-MachineLimits measure_limits(OfflineSession& session, CpuIsa isa);
+MachineLimits measure_limits(OfflineSession& session);
 
 // One JSON object: tokens/s, weight bytes per step, and their ratio to the read bandwidth. The
 // bytes are the weights really read: an untied embedding table is not, a tied head is.

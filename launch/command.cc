@@ -27,7 +27,13 @@ int report_errors(const std::function<int()>& body) {
   try {
     return body();
   } catch (const Error& error) {
-    if (launched_as_root_rank()) std::fprintf(stderr, "trireme: %s\n", error.what());
+    // An error of all ranks is told by rank 0. Launchers that end a job with its first failing rank
+    // (srun -K) must not see another one's exit before that.
+    if (launched_as_root_rank()) {
+      std::fprintf(stderr, "trireme: %s\n", error.what());
+    } else {
+      std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    }
     return exit_code(error.code());
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "trireme: out of memory\n");

@@ -38,7 +38,7 @@ int bench_model(CommandContext& context, BenchOptions& options, ModelBench bench
   }
   if (instance.max_running == 0) instance.max_running = std::max(options.model.batch, 1);
   OfflineSession session(context, instance, "warn");
-  const auto limits = measure_limits(session, instance.isa.value_or(best_cpu_isa()));
+  const auto limits = measure_limits(session);
   const auto figures = bench(session, options.model, limits);
   if (session.is_root()) print(figures, options.json);
   return 0;

@@ -47,9 +47,8 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
   limit("--max-context", options.max_context, "Prompt and generated tokens of one sequence");
   limit("--steps-in-flight", options.steps_in_flight, "Steps in flight (0: one per stage)");
   const std::string kv = "KV cache";
-  command.add_option("--block-size", options.block_size, "Tokens in a KV block")
-      ->group(kv)
-      ->capture_default_str();
+  command.add_option("--block-size", options.block_size, "Tokens in a KV block (0: 16 on CPU, 32 on GPU)")
+      ->group(kv);
   command.add_option("--kv-dtype", options.kv_dtype, "auto, f32, f16 or bf16")
       ->group(kv)
       ->check(CLI::IsMember({"auto", "f32", "f16", "bf16"}))

@@ -161,6 +161,7 @@ void Instance::State::open() {
     scheduler = scheduler_config_of(options, layout.pipeline(), gpu);
     scheduler.max_context = context_wish(options, source->config());
     validate(scheduler);
+    if (options.block_size == 0) options.block_size = gpu ? 32 : 16;
     if (options.block_size < 1 || options.block_size > 1024) {
       fail(ErrorCode::kInvalidArgument, "block_size: {} is not in [1, 1024]", options.block_size);
     }

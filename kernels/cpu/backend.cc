@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstring>
 #include <functional>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/rope_cache.h"
+#include "kernels/limits.h"
 
 namespace trireme {
 namespace cpu {
@@ -23,6 +25,7 @@ class CpuBackend final : public Backend {
  public:
   CpuBackend(ThreadPool& pool, CpuIsa isa)
       : pool_(pool),
+        isa_(isa),
         ops_(ops_of(isa)),
         reference_(reference_ops()),
         linear_(pool, ops_),
@@ -35,6 +38,12 @@ class CpuBackend final : public Backend {
   }
   DType activation_dtype() const override { return DType::kF32; }
   bool supports_kv(DType /*dtype*/, int head_dim) const override { return head_dim > 0; }
+
+  MachineLimits measure_limits(bool quantized) override {
+    return {measure_read_bandwidth(pool_),
+            measure_flops(pool_, isa_, quantized ? Arithmetic::kInt8 : Arithmetic::kF32),
+            quantized ? "int8 dot products" : "f32 multiply-adds"};
+  }
 
   Weight make_weight(const WeightSlice& slice) override { return pack_weight(pool_, ops_, slice); }
 
@@ -100,8 +109,10 @@ class CpuBackend final : public Backend {
     }
   }
 
-  void fill_zero(MatrixView x) override {
-    for (int64_t row = 0; row < x.rows; ++row) std::fill_n(x.f32(row), x.cols, 0.0f);
+  void fill_bytes(MatrixView x, uint8_t value) override {
+    for (int64_t row = 0; row < x.rows; ++row) {
+      std::memset(x.row_range(row, 1).data, value, static_cast<size_t>(x.cols) * size_of(x.dtype));
+    }
   }
 
  private:
@@ -129,6 +140,7 @@ class CpuBackend final : public Backend {
   }
 
   ThreadPool& pool_;
+  CpuIsa isa_;
   const Ops& ops_;
   const Ops& reference_;
   Linear linear_;

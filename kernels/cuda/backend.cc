@@ -5,7 +5,7 @@
 #include "base/error.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/elementwise.h"
-#include "kernels/cuda_module.h"
+#include "kernels/cuda/limits.h"
 
 namespace trireme::cuda {
 namespace {
@@ -87,6 +87,42 @@ std::optional<DeviceMemory> CudaBackend::device_memory() const {
   size_t free = 0, total = 0;
   TRIREME_CUDA(cudaMemGetInfo(&free, &total));
   return DeviceMemory{static_cast<int64_t>(free), static_cast<int64_t>(total)};
+}
+
+// The matrix rate is that of a product of 8192³ (less where memory is short), as prefill runs it.
+MachineLimits CudaBackend::measure_limits(bool /*quantized*/) {
+  TRIREME_CUDA(cudaSetDevice(device_));
+  const double bandwidth = measure_read_bandwidth(stream_);
+  int64_t n = 8192;
+  while (n > 1024 && device_memory()->free < 4 * n * n * 2) n /= 2;
+  const Buffer x = allocate(static_cast<size_t>(n * n * 2)), w = allocate(x.size());
+  const Buffer y = allocate(x.size());
+  launch_fill_random(x.data(), n * n, 1, stream_);
+  launch_fill_random(w.data(), n * n, 2, stream_);
+  Gemm gemm;
+  gemm.x = x.data();
+  gemm.x_stride = gemm.rows = gemm.cols = gemm.y_stride = n;
+  gemm.tokens = static_cast<int32_t>(n);
+  gemm.weight = w.data();
+  gemm.y = y.data();
+  cudaEvent_t begin = nullptr, end = nullptr;
+  TRIREME_CUDA(cudaEventCreate(&begin));
+  TRIREME_CUDA(cudaEventCreate(&end));
+  constexpr int kProducts = 10;
+  float best = 1e30f;
+  for (int pass = 0; pass < 4; ++pass) {
+    TRIREME_CUDA(cudaEventRecord(begin, stream_));
+    for (int i = 0; i < kProducts; ++i) cublas_->run(gemm, stream_);
+    TRIREME_CUDA(cudaEventRecord(end, stream_));
+    TRIREME_CUDA(cudaEventSynchronize(end));
+    float ms = 0;
+    TRIREME_CUDA(cudaEventElapsedTime(&ms, begin, end));
+    if (pass > 0) best = std::min(best, ms);
+  }
+  TRIREME_CUDA(cudaEventDestroy(begin));
+  TRIREME_CUDA(cudaEventDestroy(end));
+  const double operations = 2.0 * static_cast<double>(n) * static_cast<double>(n * n) * kProducts;
+  return {bandwidth, operations / (static_cast<double>(best) * 1e-3), "bf16 matrix products"};
 }
 
 Buffer CudaBackend::allocate(size_t bytes) {
@@ -334,8 +370,8 @@ void CudaBackend::gather_rows(MatrixView x, std::span<const int32_t> indices, Ma
   launch_gather_rows(x.f32(), ids, count, x.cols, out.f32(), stream_);
 }
 
-void CudaBackend::fill_zero(MatrixView x) {
-  TRIREME_CUDA(cudaMemset2DAsync(x.data, static_cast<size_t>(x.stride) * size_of(x.dtype), 0,
+void CudaBackend::fill_bytes(MatrixView x, uint8_t value) {
+  TRIREME_CUDA(cudaMemset2DAsync(x.data, static_cast<size_t>(x.stride) * size_of(x.dtype), value,
                                  static_cast<size_t>(x.cols) * size_of(x.dtype),
                                  static_cast<size_t>(x.rows), stream_));
 }
@@ -445,19 +481,3 @@ void CudaBackend::attention(const QkvPrepare& qkv, const AttentionParams& params
 }
 
 }  // namespace trireme::cuda
-
-extern "C" const trireme::CudaModule* trireme_cuda_module() {
-  static const trireme::CudaModule module{
-      trireme::CudaModule::kVersion,
-      [](std::string& problem) {
-        int count = 0;
-        const cudaError_t status = cudaGetDeviceCount(&count);
-        if (status == cudaSuccess && count > 0) return count;
-        problem = status == cudaSuccess ? "there is no GPU" : cudaGetErrorString(status);
-        return 0;
-      },
-      [](trireme::ThreadPool& pool, int device) -> std::unique_ptr<trireme::Backend> {
-        return std::make_unique<trireme::cuda::CudaBackend>(pool, device);
-      }};
-  return &module;
-}

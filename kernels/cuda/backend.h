@@ -26,6 +26,7 @@ class CudaBackend final : public Backend {
   int64_t max_logit_rows() const override { return 256; }
   int64_t width_multiple() const override { return 8; }
 
+  MachineLimits measure_limits(bool quantized) override;
   std::optional<DeviceMemory> device_memory() const override;
   Buffer allocate(size_t bytes) override;
   Buffer upload(std::span<const float> values) override;
@@ -62,7 +63,7 @@ class CudaBackend final : public Backend {
   void gated_activation(MatrixView gate, MatrixView up, Activation activation,
                         MatrixView out) override;
   void gather_rows(MatrixView x, std::span<const int32_t> indices, MatrixView out) override;
-  void fill_zero(MatrixView x) override;
+  void fill_bytes(MatrixView x, uint8_t value) override;
 
  private:
   // Where one recorded sequence of ops is on its way to being replayed.

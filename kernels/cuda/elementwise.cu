@@ -111,7 +111,27 @@ __global__ void gather_rows_kernel(const float* x, const int32_t* indices, int64
   for (int64_t i = threadIdx.x; i < cols / 4; i += blockDim.x) to[i] = from[i];
 }
 
+__global__ void fill_random_kernel(__nv_bfloat16* to, int64_t count, uint32_t seed) {
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at >= count) return;
+  uint32_t x = static_cast<uint32_t>(at) * 0x9e3779b9u + seed;
+  float sum = 0.0f;
+  for (int i = 0; i < 4; ++i) {  // the sum of four even distributions
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    x ^= x >> 16;
+    sum += static_cast<float>(x) * 0x1p-32f - 0.5f;
+  }
+  to[at] = __float2bfloat16(sum * 1.7f);
+}
+
 }  // namespace
+
+void launch_fill_random(void* to, int64_t count, uint32_t seed, cudaStream_t stream) {
+  fill_random_kernel<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
+                       stream>>>(static_cast<__nv_bfloat16*>(to), count, seed);
+  TRIREME_CUDA(cudaGetLastError());
+}
 
 void launch_embed(const int32_t* tokens, int64_t count, const void* table, int64_t vocab_begin,
                   int64_t vocab_count, int64_t cols, float scale, float* out, cudaStream_t stream) {

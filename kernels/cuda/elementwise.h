@@ -25,4 +25,7 @@ void launch_gated_activation(const void* gate, int64_t gate_stride, const void* 
 void launch_gather_rows(const float* x, const int32_t* indices, int64_t count, int64_t cols,
                         float* out, cudaStream_t stream);
 
+// `count` bf16 of about a normal distribution's spread, for measurements.
+void launch_fill_random(void* to, int64_t count, uint32_t seed, cudaStream_t stream);
+
 }  // namespace trireme::cuda

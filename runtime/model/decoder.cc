@@ -271,7 +271,7 @@ void Decoder::feed_forward(int layer, int64_t tokens, bool normed) {
   const MatrixView residual = hidden(tokens);
   const MatrixView delta = a.delta.row_range(0, tokens);
   if (w.down.empty()) {  // a rank without a part of the feed-forward adds nothing
-    if (normed) backend_.fill_zero(delta);
+    if (normed) backend_.fill_bytes(delta, 0);
     return;
   }
   const MatrixView x = a.normed.row_range(0, tokens);

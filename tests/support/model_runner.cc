@@ -1,10 +1,10 @@
 #include "tests/support/model_runner.h"
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 #include <random>
 
+#include "kernels/cuda_module.h"
 #include "tests/support/run_ranks.h"
 
 namespace trireme {
@@ -13,21 +13,40 @@ int32_t argmax(std::span<const float> logits) {
   return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
 }
 
-ModelRank::ModelRank(const WeightSource& source, const ParallelLayout& layout, Communicator& world,
-                     const RunOptions& options, Logits& shared)
+namespace {
+
+int stage_of(const LayoutSpec& layout, int rank) {
+  int stage = 0;
+  for (int end = layout.stages[0].tensor; rank >= end;) {
+    end += layout.stages[static_cast<size_t>(++stage)].tensor;
+  }
+  return stage;
+}
+
+}  // namespace
+
+RankLinks::RankLinks(Communicator& all, const LayoutSpec& layout, int gpu)
+    : world(all), tp(all.split(stage_of(layout, all.rank()), "tp")) {
+  if (gpu < 0) return;
+  if (tp->size() > 1) device_tp = make_nccl_communicator(*tp, gpu, "tp");
+  if (layout.stages.size() > 1) device_data = make_nccl_communicator(world, gpu, "data");
+}
+
+ModelRank::ModelRank(const WeightSource& source, const ParallelLayout& layout, RankLinks& links,
+                     const RunOptions& options)
     : layout_(layout),
-      world_(world),
+      links_(links),
       options_(options),
-      tp_(world.split(layout.stage_of(world.rank()), "tp")),
-      edge_(world, layout),
-      backend_(make_cpu_backend(pool_, options.isa)),
-      groups_(kv_groups(source.config())),
-      shared_(shared) {
-  const int rank = world.rank();
+      edge_(links.device_data ? *links.device_data : links.world, layout),
+      backend_(options.gpu >= 0 ? make_cuda_backend(pool_, options.gpu)
+                                : make_cpu_backend(pool_, options.isa)),
+      groups_(kv_groups(source.config())) {
+  const int rank = links.world.rank();
   const ModelConfig& config = source.config();
+  Communicator& tp = links.device_tp ? static_cast<Communicator&>(*links.device_tp) : *links.tp;
   decoder_ =
       std::make_unique<Decoder>(config, layout, rank, load_weights(source, layout, rank, *backend_),
-                                *backend_, *tp_, options.max_tokens);
+                                *backend_, tp, options.max_tokens);
   const int per_sequence = (options.max_context + options.block_size - 1) / options.block_size;
   const std::vector<int32_t> blocks(groups_.windows.size(), per_sequence * options.sequences);
   cache_ = std::make_unique<KvCache>(config, groups_, layout.stage(rank).layers,
@@ -36,11 +55,10 @@ ModelRank::ModelRank(const WeightSource& source, const ParallelLayout& layout, C
   // Nothing may depend on KV that was never written: NaN would spread to every logit.
   for (int64_t i = layout.stage(rank).layers.begin; i < layout.stage(rank).layers.end(); ++i) {
     const KvLayerView& view = cache_->layer(static_cast<int>(i));
-    const auto bytes =
-        static_cast<size_t>(int64_t{blocks[0]} * view.kv_heads * view.block_size * view.head_dim) *
-        size_of(view.dtype);
-    std::memset(view.k, 0xff, bytes);
-    std::memset(view.v, 0xff, bytes);
+    const int64_t columns = int64_t{view.kv_heads} * view.block_size * view.head_dim;
+    for (void* half : {view.k, view.v}) {
+      backend_->fill_bytes({half, view.dtype, blocks[0], columns, columns}, 0xff);
+    }
   }
   std::vector<int32_t> order(static_cast<size_t>(blocks[0]));
   std::iota(order.begin(), order.end(), 0);
@@ -75,39 +93,38 @@ void ModelRank::make_batch(std::span<const Chunk> chunks) {
 }
 
 const Logits& ModelRank::step(std::span<const Chunk> chunks) {
-  world_.barrier();  // all have read the last step's logits
   make_batch(chunks);
   const DecoderBatch batch{tokens_, rows_, batch_tables_, logit_tokens_};
   const auto tokens = static_cast<int64_t>(tokens_.size());
-  const int64_t vocab = layout_.stage(world_.rank()).shards.back().vocab.end();
-  if (world_.rank() == 0) {
-    shared_.vocab = vocab;
-    shared_.values.assign(logit_tokens_.size() * static_cast<size_t>(vocab), 0.0f);
-  }
-  world_.barrier();
+  Communicator& world = links_.world;
+  const int64_t vocab = layout_.stage(world.rank()).shards.back().vocab.end();
+  logits_.vocab = vocab;
+  logits_.values.assign(logit_tokens_.size() * static_cast<size_t>(vocab), 0.0f);
+  const StreamHandle stream{backend_->stream()};
   decoder_->begin(batch, groups_, *cache_);
-  if (edge_.has_previous()) edge_.recv(decoder_->hidden(tokens));
+  if (edge_.has_previous()) edge_.recv(decoder_->hidden(tokens), stream);
   decoder_->forward();
   if (edge_.has_next()) {
-    edge_.send(decoder_->hidden(tokens));
+    edge_.send(decoder_->hidden(tokens), stream);
   } else {
-    const MatrixView logits = decoder_->logits(logit_tokens_);
-    const int64_t begin = layout_.shard(world_.rank()).vocab.begin;
+    const MatrixView logits = backend_->read_back(decoder_->logits(logit_tokens_));
+    const int64_t begin = layout_.shard(world.rank()).vocab.begin;
     for (int64_t row = 0; row < logits.rows; ++row) {
-      std::copy_n(logits.f32(row), logits.cols, shared_.values.data() + row * vocab + begin);
+      std::copy_n(logits.f32(row), logits.cols, logits_.values.data() + row * vocab + begin);
     }
   }
-  world_.barrier();
-  return shared_;
+  backend_->synchronize();
+  world.all_reduce_sum(logits_.values);  // the others' parts are zeros here
+  return logits_;
 }
 
 void run_model(const WeightSource& source, const RunOptions& options,
                const std::function<void(ModelRank& model, int rank)>& body) {
   const int world = options.layout.world();
   const ParallelLayout layout = make_layout(options.layout, model_shape(source), world);
-  Logits shared;
   run_ranks(world, [&](Communicator& communicator) {
-    ModelRank model(source, layout, communicator, options, shared);
+    RankLinks links(communicator, options.layout, -1);
+    ModelRank model(source, layout, links, options);
     body(model, communicator.rank());
   });
 }

@@ -9,6 +9,7 @@
 
 #include "base/thread_pool.h"
 #include "parallel/communicator.h"
+#include "parallel/device_communicator.h"
 #include "parallel/stage_edge.h"
 #include "runtime/model/decoder.h"
 
@@ -22,6 +23,18 @@ struct RunOptions {
   int sequences = 1;
   int max_context = 256;  // tokens of one sequence
   int64_t max_tokens = 1024;
+  int gpu = -1;  // the index of this rank's GPU; -1: on CPU
+};
+
+// What connects the ranks of a layout; on GPUs, also their memories.
+struct RankLinks {
+  // Collective over `world`, which must outlive the links. `gpu` as in RunOptions.
+  RankLinks(Communicator& world, const LayoutSpec& layout, int gpu);
+
+  Communicator& world;
+  std::unique_ptr<Communicator> tp;
+  std::unique_ptr<DeviceCommunicator> device_tp;    // null with one tensor rank
+  std::unique_ptr<DeviceCommunicator> device_data;  // null with one stage
 };
 
 // The next tokens of a sequence; `logits`: of how many of them, counted from the end.
@@ -44,11 +57,11 @@ int32_t argmax(std::span<const float> logits);
 
 class ModelRank {
  public:
-  ModelRank(const WeightSource& source, const ParallelLayout& layout, Communicator& world,
-            const RunOptions& options, Logits& shared);
+  ModelRank(const WeightSource& source, const ParallelLayout& layout, RankLinks& links,
+            const RunOptions& options);
 
   // Runs the chunks as one batch on all ranks (all call it with the same chunks). The answer is
-  // the same object on all ranks and stays until the next call.
+  // the same on all ranks and stays until the next call.
   const Logits& step(std::span<const Chunk> chunks);
   // Forgets a sequence's tokens.
   void restart(int sequence) { positions_[static_cast<size_t>(sequence)] = 0; }
@@ -59,9 +72,8 @@ class ModelRank {
   void make_batch(std::span<const Chunk> chunks);
 
   const ParallelLayout& layout_;
-  Communicator& world_;
+  RankLinks& links_;
   RunOptions options_;
-  std::unique_ptr<Communicator> tp_;
   StageEdge edge_;
   ThreadPool pool_{1};
   std::unique_ptr<Backend> backend_;
@@ -70,7 +82,7 @@ class ModelRank {
   std::unique_ptr<KvCache> cache_;
   std::vector<std::vector<int32_t>> tables_;  // per sequence, one for all groups
   std::vector<int32_t> positions_;
-  Logits& shared_;
+  Logits logits_;
   // The batch of the current step.
   std::vector<int32_t> tokens_;
   std::vector<AttentionRow> rows_;

@@ -78,7 +78,7 @@ TEST(Instance, MistakesAreNamedOnEveryRank) {
   expect_failure(2, with([](auto& o) { o.layout = "tensor=nine"; }), invalid, "tensor");
   expect_failure(2, with([](auto& o) { o.kv_dtype = "f8"; }), invalid, "kv_dtype");
   expect_failure(2, with([](auto& o) { o.max_context = 1 << 20; }), invalid, "max_context");
-  expect_failure(2, with([](auto& o) { o.block_size = 0; }), invalid, "block_size");
+  expect_failure(2, with([](auto& o) { o.block_size = -1; }), invalid, "block_size");
   expect_failure(2, with([](auto& o) { o.profile = "fast"; }), invalid, "fast");
   expect_failure(2, with([](auto& o) { o.threads = -1; }), invalid, "threads");
 }

@@ -27,6 +27,7 @@ class KeepingBackend : public Backend {
  public:
   std::string description() const override { return "keeping"; }
   DType activation_dtype() const override { return DType::kF32; }
+  MachineLimits measure_limits(bool) override { return {}; }
   bool supports_kv(DType, int) const override { return true; }
   Weight make_weight(const WeightSlice& slice) override {
     Weight weight;
@@ -51,7 +52,7 @@ class KeepingBackend : public Backend {
                        const KvLayerView&, MatrixView) override {}
   void gated_activation(MatrixView, MatrixView, Activation, MatrixView) override {}
   void gather_rows(MatrixView, std::span<const int32_t>, MatrixView) override {}
-  void fill_zero(MatrixView) override {}
+  void fill_bytes(MatrixView, uint8_t) override {}
 };
 
 // This rank's own columns of a row.

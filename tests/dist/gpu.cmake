@@ -1,0 +1,17 @@
+# On machines with GPUs: launch/test --gpu runs the tests of the label gpu.
+if(TRIREME_HAVE_CUDA)
+  add_executable(gpu_model_mpi_test gpu_model_mpi_test.cc)
+  target_link_libraries(gpu_model_mpi_test PRIVATE trireme_test_model trireme_parallel_mpi
+                        GTest::gtest)
+  target_compile_options(gpu_model_mpi_test PRIVATE $<$<CONFIG:Release>:-O1>)
+  target_compile_definitions(gpu_model_mpi_test PRIVATE
+    TRIREME_FIXTURES="${PROJECT_SOURCE_DIR}/tests/fixtures")
+  foreach(ranks 1 2 4)
+    add_test(NAME gpu_model_mpi_test_${ranks}
+             COMMAND ${PROJECT_SOURCE_DIR}/launch/mpirun -n ${ranks}
+                     $<TARGET_FILE:gpu_model_mpi_test>)
+    set_tests_properties(gpu_model_mpi_test_${ranks} PROPERTIES TIMEOUT 240 LABELS "gpu;mpi"
+      SKIP_RETURN_CODE 77
+      ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
+  endforeach()
+endif()

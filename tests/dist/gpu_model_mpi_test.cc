@@ -1,0 +1,202 @@
+// The fixture models on GPUs, one rank a GPU: Hugging Face's logits and greedy tokens within bf16,
+// the same for any chunks and in a batch, on every layout that the number of ranks allows. Skipped
+// (exit 77) where a rank has no GPU of its own.
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "kernels/cuda_module.h"
+#include "parallel/world.h"
+#include "tests/support/model_fixture.h"
+#include "tests/support/model_runner.h"
+#include "tests/support/relative_l2.h"
+
+namespace trireme {
+namespace {
+
+// Relative L2 distance of a row of logits from the float32 reference: weights, activations and KV
+// are bf16 (8 bits), sums and the residual stream float32.
+constexpr double kLogitTolerance = 3e-2;
+// Greedy tokens are compared where the reference's best logit leads by more than this.
+constexpr float kMarginTolerance = 0.1f;
+
+MpiEnvironment* environment = nullptr;
+Communicator* world = nullptr;
+
+struct NamedLayout {
+  std::string name;
+  LayoutSpec spec;
+};
+
+std::vector<NamedLayout> layouts(int ranks) {
+  std::vector<NamedLayout> all;
+  for (int tensor = ranks; tensor >= 1; --tensor) {
+    if (ranks % tensor != 0) continue;
+    LayoutSpec spec;
+    spec.stages.assign(static_cast<size_t>(ranks / tensor), {tensor, 0});
+    all.push_back(
+        {"tensor=" + std::to_string(tensor) + ",pipeline=" + std::to_string(ranks / tensor),
+         std::move(spec)});
+  }
+  return all;
+}
+
+RunOptions gpu_options(const LayoutSpec& layout) {
+  RunOptions options;
+  options.layout = layout;
+  options.kv_dtype = DType::kBF16;
+  options.gpu = environment->local_rank();
+  return options;
+}
+
+struct Worst {
+  double logits = 0.0;
+  float lost_margin = 0.0f;  // the largest lead of a token that was not chosen
+  int compared = 0;
+};
+
+class GpuModel : public testing::Test {
+ protected:
+  // Calls body(model, entry, expected) for every fixture on every layout.
+  template <typename Body>
+  void for_each(int sequences, const Body& body) {
+    for (const NamedLayout& layout : layouts(world->size())) {
+      RunOptions options = gpu_options(layout.spec);
+      options.sequences = sequences;
+      RankLinks links(*world, layout.spec, options.gpu);
+      for (const FixtureEntry& entry : fixture_models(TRIREME_FIXTURES)) {
+        SCOPED_TRACE(entry.name + " " + layout.name);
+        const auto source = open_model(entry.path);
+        const ParallelLayout cut = make_layout(layout.spec, model_shape(*source, 8), world->size());
+        ModelRank model(*source, cut, links, options);
+        body(model, entry, read_expected(entry));
+      }
+    }
+  }
+};
+
+TEST_F(GpuModel, LogitsAndGreedyTokens) {
+  Worst worst;
+  for_each(16, [&](ModelRank& model, const FixtureEntry&, const Expected& expected) {
+    std::vector<std::vector<int32_t>> tokens;
+    std::vector<Chunk> chunks;
+    for (const ExpectedPrompt& prompt : expected.prompts) {
+      tokens.push_back(prompt.ids);
+      tokens.back().insert(tokens.back().end(), prompt.greedy.begin(), prompt.greedy.end() - 1);
+    }
+    ASSERT_LE(tokens.size(), 16u);
+    for (size_t p = 0; p < tokens.size(); ++p) {
+      const size_t rows = expected.prompts[p].greedy.size();
+      chunks.push_back({static_cast<int>(p), tokens[p], static_cast<int>(rows)});
+    }
+    const Logits& logits = model.step(chunks);
+    size_t row = 0;
+    for (const ExpectedPrompt& prompt : expected.prompts) {
+      const double error = relative_l2(logits.row(row), prompt.last_logits);
+      EXPECT_LT(error, kLogitTolerance);
+      worst.logits = std::max(worst.logits, error);
+      for (size_t i = 0; i < prompt.greedy.size(); ++i, ++row) {
+        ++worst.compared;
+        if (argmax(logits.row(row)) == prompt.greedy[i]) continue;
+        EXPECT_LT(prompt.margins[i], kMarginTolerance) << "greedy token " << i;
+        worst.lost_margin = std::max(worst.lost_margin, prompt.margins[i]);
+      }
+    }
+  });
+  if (world->rank() == 0) {
+    std::printf("  worst relative L2 %.2e; of %d greedy tokens the largest lead lost was %.3f\n",
+                worst.logits, worst.compared, static_cast<double>(worst.lost_margin));
+  }
+}
+
+// Token by token (recorded graphs), in chunks of odd sizes, and whole.
+TEST_F(GpuModel, ChunksChangeLittle) {
+  double worst = 0;
+  for_each(1, [&](ModelRank& model, const FixtureEntry&, const Expected& expected) {
+    const std::span<const int32_t> tokens = expected.prompts[5].ids;
+    const auto run = [&](size_t size) {
+      model.restart(0);
+      std::vector<float> all;
+      for (size_t at = 0; at < tokens.size(); at += size) {
+        const size_t count = std::min(size, tokens.size() - at);
+        const Chunk part{0, tokens.subspan(at, count), static_cast<int>(count)};
+        const Logits& logits = model.step({&part, 1});
+        all.insert(all.end(), logits.values.begin(), logits.values.end());
+      }
+      return all;
+    };
+    const auto whole = run(tokens.size());
+    for (const size_t size : {1, 3, 16, 17}) {
+      const double error = relative_l2(std::span<const float>(run(size)), std::span(whole));
+      EXPECT_LT(error, kLogitTolerance) << "chunks of " << size;
+      worst = std::max(worst, error);
+    }
+  });
+  if (world->rank() == 0) std::printf("  chunks: worst relative L2 %.2e\n", worst);
+}
+
+// A prompt and decode steps in company of others, against the same alone.
+TEST_F(GpuModel, BatchesChangeLittle) {
+  double worst = 0;
+  for_each(33, [&](ModelRank& model, const FixtureEntry&, const Expected& expected) {
+    const auto& prompts = expected.prompts;
+    const auto run = [&](const std::vector<int>& sequences) {
+      std::vector<Chunk> chunks;
+      for (const int s : sequences) {
+        model.restart(s);
+        chunks.push_back({s, prompts[static_cast<size_t>(s) % prompts.size()].ids, 1});
+      }
+      std::vector<Logits> steps{model.step(chunks)};
+      for (size_t i = 0; i < 3; ++i) {
+        for (size_t c = 0; c < chunks.size(); ++c) {
+          const auto& greedy = prompts[static_cast<size_t>(sequences[c]) % prompts.size()].greedy;
+          chunks[c].tokens = std::span(greedy).subspan(i, 1);
+        }
+        steps.push_back(model.step(chunks));
+      }
+      return steps;
+    };
+    std::vector<int> everybody;
+    for (int s = 0; s < 33; ++s) everybody.push_back(s);
+    const auto together = run(everybody);
+    for (const int s : {0, 7, 32}) {
+      const auto alone = run({s});
+      for (size_t i = 0; i < alone.size(); ++i) {
+        const double error = relative_l2(together[i].row(static_cast<size_t>(s)), alone[i].row(0));
+        EXPECT_LT(error, kLogitTolerance) << "sequence " << s << ", step " << i;
+        worst = std::max(worst, error);
+      }
+    }
+  });
+  if (world->rank() == 0) std::printf("  batches: worst relative L2 %.2e\n", worst);
+}
+
+int run(int argc, char** argv) {
+  MpiEnvironment mpi(&argc, &argv);
+  environment = &mpi;
+  log::init("warn", "rank " + std::to_string(mpi.rank()));
+  testing::InitGoogleTest(&argc, argv);
+  if (cuda_device_count() <= mpi.local_rank()) {
+    if (mpi.rank() == 0) {
+      std::printf("skipped: %s\n", cuda_device_count() == 0 ? cuda_unavailable().c_str()
+                                                            : "fewer GPUs than ranks on this host");
+    }
+    return 77;
+  }
+  const auto control = mpi.make_control();
+  world = control.get();
+  if (mpi.rank() != 0) {
+    delete testing::UnitTest::GetInstance()->listeners().Release(
+        testing::UnitTest::GetInstance()->listeners().default_result_printer());
+  }
+  return RUN_ALL_TESTS();
+}
+
+}  // namespace
+}  // namespace trireme
+
+int main(int argc, char** argv) { return trireme::run(argc, argv); }
