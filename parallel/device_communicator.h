@@ -5,7 +5,8 @@
 // What differs from host communicators:
 // - Data pointers are device memory and calls return once the operation is queued on `stream`;
 //   memory must stay as it is until the stream has passed it. wait() is where the host waits.
-// - all_reduce_sum takes f32, f16 and bf16. Every rank gets the same bits, but in which order the
+// - all_reduce_sum takes f32, f16 and bf16, at 16-byte aligned addresses. Every rank gets the same
+// bits, but in which order the
 //   terms are added depends on the number of elements and on where the data lies.
 // - Messages carry no tags: those of two ranks arrive in the order in which they were sent, and a
 //   send holds its stream until the receiver has come to it. An exchange in both directions takes
@@ -13,7 +14,8 @@
 // - Operations of one communicator are queued on one stream at a time; who changes it orders the
 //   two by an event. barrier() has a stream of its own: it is for the start and the end.
 // - all_reduce_sum, all_gather, broadcast, send and recv may be captured into a graph, in the same
-//   order on all ranks. After an abort or a missed deadline the communicator's graphs are useless.
+//   order on all ranks. Graphs must be destroyed before the communicator: NCCL frees nothing that
+//   they use. After an abort or a missed deadline they are useless.
 #pragma once
 
 #include <memory>

@@ -1,19 +1,62 @@
 #include "parallel/nccl_group.h"
 
 #include <exception>
+#include <future>
 
+#include "base/log.h"
 #include "parallel/nccl_check.h"
 
 namespace trireme {
 namespace {
 
-constexpr std::chrono::seconds kCloseLimit{10};
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::milliseconds kCloseLimit{6'000};
+constexpr std::chrono::milliseconds kAbortLimit{1'000};
 
 ncclConfig_t nonblocking(const std::string& name) {
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
   config.commName = name.c_str();
   return config;
+}
+
+void close(ncclComm_t comm) {
+  ncclResult_t result = ncclCommFinalize(comm);
+  const auto start = Clock::now();
+  do {
+    std::this_thread::yield();
+    if (ncclCommGetAsyncError(comm, &result) != ncclSuccess) break;
+  } while (result == ncclInProgress && Clock::now() - start < kCloseLimit / 2);
+  if (result == ncclSuccess) {
+    ncclCommDestroy(comm);
+  } else {
+    ncclCommAbort(comm);
+  }
+}
+
+// NCCL frees device memory when it aborts, and that waits for kernels, which may wait for a peer in
+// another communicator of the family: so all of them are told to end before one is freed.
+void abort_all(const std::vector<ncclComm_t>& comms) {
+  ncclGroupStart();
+  for (ncclComm_t comm : comms) ncclCommAbort(comm);
+  ncclGroupEnd();
+}
+
+// Closes or aborts in a thread of its own, since NCCL does not return before the last graph that
+// was captured with a communicator is gone. False if that took longer than `limit`: the thread
+// stays.
+bool end(std::vector<ncclComm_t> comms, bool orderly, std::chrono::milliseconds limit) {
+  auto done = std::make_shared<std::promise<void>>();
+  auto ended = done->get_future();
+  std::thread([done, comms = std::move(comms), orderly] {
+    if (orderly) {
+      for (ncclComm_t comm : comms) close(comm);
+    } else {
+      abort_all(comms);
+    }
+    done->set_value();
+  }).detach();
+  return ended.wait_for(limit) == std::future_status::ready;
 }
 
 }  // namespace
@@ -29,24 +72,10 @@ NcclGroup::NcclGroup(std::shared_ptr<NcclFamily> family, std::string name, int r
 NcclGroup::~NcclGroup() {
   if (comm_ == nullptr) return;
   // While an error unwinds, the peers may be anywhere: do not wait for them.
-  if (std::uncaught_exceptions() > 0 || !reason_.empty()) {
-    ncclCommAbort(comm_);
-    return;
-  }
-  close();
-}
-
-void NcclGroup::close() {
-  ncclResult_t result = ncclCommFinalize(comm_);
-  const auto start = Clock::now();
-  while (result == ncclInProgress && Clock::now() - start < kCloseLimit) {
-    std::this_thread::yield();
-    if (ncclCommGetAsyncError(comm_, &result) != ncclSuccess) break;
-  }
-  if (result == ncclSuccess) {
-    ncclCommDestroy(comm_);
-  } else {
-    ncclCommAbort(comm_);
+  const bool orderly = std::uncaught_exceptions() == 0 && reason_.empty();
+  if (!end({comm_}, orderly, orderly ? kCloseLimit : kAbortLimit)) {
+    log::warn("{}: NCCL's communicator is left to itself: a graph captured with it is still there",
+              name_);
   }
 }
 
@@ -129,8 +158,7 @@ void NcclGroup::give_up(const NcclCall& what, ErrorCode code, const std::string&
   fail(code, "{}: {}", name_, text);
 }
 
-// NCCL frees device memory when it aborts, and that waits for kernels, which may wait for a peer in
-// another communicator of the family: so all of them are told to end before one is freed.
+// The kernels of all groups end soon after this returns, and usually before.
 void NcclGroup::abort(const std::string& reason) {
   std::vector<std::shared_ptr<NcclGroup>> groups;
   {
@@ -139,15 +167,15 @@ void NcclGroup::abort(const std::string& reason) {
       if (auto group = member.lock()) groups.push_back(std::move(group));
     }
   }
-  ncclGroupStart();
+  std::vector<ncclComm_t> comms;
   for (const auto& group : groups) {
     std::lock_guard lock(group->mutex_);
     if (!group->reason_.empty()) continue;
     group->reason_ = reason.empty() ? "no reason given" : reason;
-    ncclCommAbort(group->comm_);
+    if (group->comm_ != nullptr) comms.push_back(group->comm_);
     group->comm_ = nullptr;
   }
-  ncclGroupEnd();
+  if (!comms.empty()) end(std::move(comms), false, kAbortLimit);
 }
 
 }  // namespace trireme

@@ -85,7 +85,6 @@ class NcclGroup {
   ncclResult_t state(const NcclCall& what);
   void check_open(const NcclCall& what) const;
   [[noreturn]] void give_up(const NcclCall& what, ErrorCode code, const std::string& why);
-  void close();
 
   std::shared_ptr<NcclFamily> family_;
   std::string name_;

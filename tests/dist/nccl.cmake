@@ -4,7 +4,7 @@ if(TARGET trireme_nccl)
   add_dependencies(nccl_module_test trireme_nccl)
   set_tests_properties(nccl_module_test PROPERTIES ENVIRONMENT
     "TRIREME_MODULE_PATH=$<TARGET_FILE_DIR:trireme_nccl>")
-  add_executable(nccl_mpi_test nccl_mpi_test.cc)
+  add_executable(nccl_mpi_test nccl_mpi_test.cc nccl_mpi_failure_test.cc)
   target_compile_options(nccl_mpi_test PRIVATE $<$<CONFIG:Release>:-O1>)
   target_link_libraries(nccl_mpi_test PRIVATE trireme_test_communicator trireme_parallel_mpi
                         GTest::gtest CUDA::cudart_static)

@@ -3,32 +3,22 @@
 // refused there is tested; without a GPU the program ends with 77 (skipped), saying so.
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <random>
-#include <thread>
 
-#include "base/error.h"
-#include "parallel/mpi_communicator.h"
 #include "parallel/stage_edge.h"
 #include "parallel/world.h"
-#include "tests/dist/device_memory.h"
+#include "tests/dist/nccl_fixture.h"
 #include "tests/support/communicator_cases.h"
 
 namespace trireme {
-namespace {
 
 Communicator* g_host = nullptr;
 int g_device = 0;
-uint64_t g_seed = 0;  // fresh in every run, the same on all ranks
+uint64_t g_seed = 0;
 
-std::unique_ptr<DeviceCommunicator> connect(const std::string& name) {
-  auto ranks = make_nccl_communicator(*g_host, g_device, name);
-  ranks->set_deadline(std::chrono::seconds(20));
-  return ranks;
-}
+namespace {
 
 DeviceCommunicator& shared() {
   static const auto ranks = connect("shared");
@@ -95,8 +85,7 @@ void check_all_reduces(DeviceCommunicator& ranks, std::byte* memory, size_t byte
   const TestStream stream;
   for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
     for (const size_t count : {1, 3, 7, 577, 4096, 4097, 65'537, 1'048'575}) {
-      // Not at the beginning, so that alignment is the element's alone.
-      const size_t offset = count % 3 * size_of(dtype);
+      const size_t offset = count % 3 * 16;
       ASSERT_LE(offset + count * size_of(dtype), bytes);
       const uint64_t seed = g_seed + count;
       must(cudaMemset(memory, 0x7f, bytes));
@@ -114,34 +103,12 @@ void check_all_reduces(DeviceCommunicator& ranks, std::byte* memory, size_t byte
   }
 }
 
-template <typename Call>
-void expect_error(ErrorCode code, const std::vector<std::string>& parts, Call call) {
-  try {
-    call();
-    ADD_FAILURE() << "no error";
-  } catch (const Error& error) {
-    const std::string text = error.what();
-    EXPECT_EQ(error.code(), code) << text;
-    for (const auto& part : parts) EXPECT_NE(text.find(part), std::string::npos) << text;
-  }
+// `bytes` of noise.
+std::vector<std::byte> noise(uint64_t seed, int rank, size_t bytes) {
+  auto data = input(seed, rank, bytes / 4 + 1, DType::kF32);
+  data.resize(bytes);
+  return data;
 }
-
-double seconds_of(const std::function<void()>& call) {
-  const auto start = std::chrono::steady_clock::now();
-  call();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-class Nccl : public testing::Test {
- protected:
-  void SetUp() override {
-    int count = 0;
-    must(cudaGetDeviceCount(&count));
-    if (count < g_host->size()) GTEST_SKIP() << count << " GPUs for " << g_host->size() << " ranks";
-    must(cudaSetDevice(g_device));
-  }
-  void TearDown() override { g_host->barrier(); }
-};
 
 TEST_F(Nccl, AllReduce) {
   const DeviceMemory memory(5 << 20);
@@ -162,20 +129,18 @@ TEST_F(Nccl, AllGatherAndBroadcast) {
   const TestStream stream;
   for (const size_t bytes : {1, 7, 4097, 300'001}) {
     const DeviceMemory in(bytes), out(bytes * size);
-    to_device(in.data(), input(g_seed, ranks.rank(), bytes, DType::kBF16));
+    to_device(in.data(), noise(g_seed, ranks.rank(), bytes));
     ranks.all_gather(in.span(), out.span(), stream.handle());
     ranks.wait(stream.handle());
     for (size_t rank = 0; rank < size; ++rank) {
-      auto expected = input(g_seed, static_cast<int>(rank), bytes, DType::kBF16);
-      expected.resize(bytes);
+      const auto expected = noise(g_seed, static_cast<int>(rank), bytes);
       ASSERT_EQ(from_device<std::byte>(out.data() + rank * bytes, bytes), expected) << bytes;
     }
     for (int root = 0; root < ranks.size(); ++root) {
-      to_device(in.data(), input(g_seed + 1, ranks.rank(), bytes, DType::kBF16));
+      to_device(in.data(), noise(g_seed + 1, ranks.rank(), bytes));
       ranks.broadcast(in.span(), root, stream.handle());
       ranks.wait(stream.handle());
-      auto expected = input(g_seed + 1, root, bytes, DType::kBF16);
-      expected.resize(bytes);
+      const auto expected = noise(g_seed + 1, root, bytes);
       ASSERT_EQ(from_device<std::byte>(in.data(), bytes), expected) << bytes << " from " << root;
     }
   }
@@ -190,16 +155,13 @@ TEST_F(Nccl, SendAndReceive) {
   const TestStream stream;
   for (const size_t bytes : {1, 37, 70'001, 16 << 20}) {
     const DeviceMemory out(bytes), in(bytes);
-    auto mine = input(g_seed, ranks.rank(), bytes, DType::kF16);
-    mine.resize(bytes);
-    to_device(out.data(), mine);
+    to_device(out.data(), noise(g_seed, ranks.rank(), bytes));
     for (const bool sends : {ranks.rank() % 2 == 0, ranks.rank() % 2 != 0}) {
       if (sends) ranks.send(out.span(), next, 1, stream.handle());
       if (!sends) ranks.recv(in.span(), previous, 1, stream.handle());
     }
     ranks.wait(stream.handle());
-    auto expected = input(g_seed, previous, bytes, DType::kF16);
-    expected.resize(bytes);
+    const auto expected = noise(g_seed, previous, bytes);
     ASSERT_EQ(from_device<std::byte>(in.data(), bytes), expected) << bytes;
   }
   const DeviceMemory one(1);
@@ -215,21 +177,21 @@ void replay_graphs(DeviceCommunicator& ranks, std::byte* memory, size_t count,
   const size_t bytes = count * 2;
   const DeviceMemory source(bytes), out(bytes), eager(bytes);
   const TestStream stream;
-  must(cudaStreamBeginCapture(stream.get(), mode));
-  must(cudaMemcpyAsync(memory, source.data(), bytes, cudaMemcpyDeviceToDevice, stream.get()));
-  ranks.all_reduce_sum(memory, static_cast<int64_t>(count), DType::kBF16, stream.handle());
-  must(cudaMemcpyAsync(out.data(), memory, bytes, cudaMemcpyDeviceToDevice, stream.get()));
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t replay = nullptr;
-  must(cudaStreamEndCapture(stream.get(), &graph));
-  must(cudaGraphInstantiate(&replay, graph, 0));
+  Graph graph(
+      stream.get(),
+      [&] {
+        must(cudaMemcpyAsync(memory, source.data(), bytes, cudaMemcpyDeviceToDevice, stream.get()));
+        ranks.all_reduce_sum(memory, static_cast<int64_t>(count), DType::kBF16, stream.handle());
+        must(cudaMemcpyAsync(out.data(), memory, bytes, cudaMemcpyDeviceToDevice, stream.get()));
+      },
+      mode);
   for (uint64_t round = 0; round < 10; ++round) {
     const uint64_t seed = g_seed + round;
     to_device(source.data(), input(seed, ranks.rank(), count, DType::kBF16));
     to_device(eager.data(), input(seed + 100, ranks.rank(), count, DType::kBF16));
     must(cudaMemset(out.data(), 0x7f, bytes));
     must(cudaDeviceSynchronize());
-    must(cudaGraphLaunch(replay, stream.get()));
+    graph.launch(stream.get());
     ranks.all_reduce_sum(eager.data(), static_cast<int64_t>(count), DType::kBF16, stream.handle());
     ranks.wait(stream.handle());
     const auto what = fmt::format("round {} of {} elements", round, count);
@@ -238,8 +200,6 @@ void replay_graphs(DeviceCommunicator& ranks, std::byte* memory, size_t count,
     expect_sum(from_device<std::byte>(eager.data(), bytes), seed + 100, ranks.size(), count,
                DType::kBF16, what);
   }
-  must(cudaGraphExecDestroy(replay));
-  must(cudaGraphDestroy(graph));
 }
 
 TEST_F(Nccl, ReplayedGraphs) {
@@ -252,6 +212,12 @@ TEST_F(Nccl, ReplayedGraphs) {
   }
   replay_graphs(shared(), plain.data(), 5000, cudaStreamCaptureModeGlobal);
   replay_graphs(shared(), plain.data(), 5000, cudaStreamCaptureModeRelaxed);
+}
+
+TEST_F(Nccl, RefusesOddAddresses) {
+  const DeviceMemory data(64);
+  expect_error(ErrorCode::kInvalidArgument, {"16 bytes"},
+               [&] { shared().all_reduce_sum(data.data() + 2, 4, DType::kBF16); });
 }
 
 TEST_F(Nccl, SplitByColor) {
@@ -315,107 +281,6 @@ TEST_F(Nccl, WorldOfStages) {
     }
     world.control->barrier();
   }
-}
-
-TEST_F(Nccl, DeadlineNamesTheOperation) {
-  auto late = connect("late");
-  late->set_deadline(std::chrono::milliseconds(300));
-  g_host->barrier();
-  if (g_host->rank() == 0) {
-    const DeviceMemory data(2000);
-    const TestStream stream;
-    const double took = seconds_of([&] {
-      expect_error(ErrorCode::kDeadlineExceeded,
-                   {"late: rank 0 of", "all_reduce_sum of 2000 bytes", "waited 300 ms"}, [&] {
-                     late->all_reduce_sum(data.data(), 1000, DType::kBF16, stream.handle());
-                     late->wait(stream.handle());
-                   });
-    });
-    EXPECT_LT(took, 5.0);
-    // What waited on the device has ended, and the device is as good as new.
-    must(cudaStreamSynchronize(stream.get()));
-    expect_error(ErrorCode::kAborted, {"late", "waited 300 ms"},
-                 [&] { late->all_reduce_sum(data.data(), 1, DType::kF32, stream.handle()); });
-  }
-  g_host->barrier();
-  late->abort("the test is over");
-  late.reset();
-  connect("again")->barrier();
-}
-
-TEST_F(Nccl, DeadlineOfASplitAlone) {
-  auto late = connect("late");
-  late->set_deadline(std::chrono::milliseconds(300));
-  if (g_host->rank() == 0) {
-    expect_error(ErrorCode::kDeadlineExceeded, {"split"}, [&] { late->split_device(0, "child"); });
-  }
-  g_host->barrier();
-  late->abort("the test is over");
-}
-
-TEST_F(Nccl, AbortFromAnotherThread) {
-  auto doomed = connect("doomed");
-  auto child = doomed->split_device(0, "child");
-  if (g_host->rank() == 0) {
-    const DeviceMemory data(4);
-    const TestStream stream;
-    std::thread other([&] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(200));
-      doomed->abort("a flood");
-    });
-    const double took = seconds_of([&] {
-      expect_error(ErrorCode::kAborted, {"a flood"}, [&] {
-        child->all_reduce_sum(data.data(), 1, DType::kF32, stream.handle());
-        child->wait(stream.handle());
-      });
-    });
-    other.join();
-    EXPECT_LT(took, 5.0);
-    expect_error(ErrorCode::kAborted, {"a flood"}, [&] { doomed->barrier(); });
-    expect_error(ErrorCode::kAborted, {"a flood"}, [&] { doomed->check(); });
-  }
-  g_host->barrier();
-  doomed->abort("the test is over");
-}
-
-// A host that learns of the world's end tells who waits for the device.
-TEST_F(Nccl, AbortOfTheHostUnblocksPeers) {
-  auto host = make_mpi_communicator(MPI_COMM_WORLD, "doomed", std::make_shared<MpiProcess>(true));
-  auto ranks = make_nccl_communicator(*host, g_device, "device");
-  g_host->barrier();
-  if (g_host->rank() == 0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    host->abort("a flood");
-    expect_error(ErrorCode::kAborted, {"a flood"}, [&] { ranks->check(); });
-  } else {
-    const DeviceMemory data(4);
-    const TestStream stream;
-    const double took = seconds_of([&] {
-      expect_error(ErrorCode::kAborted, {"a flood"}, [&] {
-        ranks->all_reduce_sum(data.data(), 1, DType::kF32, stream.handle());
-        ranks->wait(stream.handle());
-      });
-    });
-    EXPECT_LT(took, 5.0);
-  }
-  g_host->barrier();
-}
-
-// These need one GPU, however many ranks there are.
-TEST(NcclStart, TwoRanksOnOneGpuAreRefused) {
-  if (g_host->size() == 1) return;
-  expect_error(ErrorCode::kInvalidArgument,
-               {"crowd: rank 0 (GPU 0 of ", "rank 1 (GPU 0 of ", "would share one GPU"},
-               [] { make_nccl_communicator(*g_host, 0, "crowd"); });
-  g_host->barrier();
-}
-
-TEST(NcclStart, OneRankWithoutItsGpuIsRefusedOnAll) {
-  const int last = g_host->size() - 1;
-  expect_error(
-      ErrorCode::kInvalidArgument, {fmt::format("start: rank {} on GPU 99", last), "no such GPU"},
-      [&] { make_nccl_communicator(*g_host, g_host->rank() == last ? 99 : g_device, "start"); });
-  g_host->barrier();
 }
 
 class OnlyFailures : public testing::EmptyTestEventListener {
