@@ -1,4 +1,4 @@
-#include "tests/kernels/testing.h"
+#include "tests/kernels/paged_kv.h"
 
 namespace trireme::testing {
 namespace {
@@ -18,57 +18,42 @@ std::string describe(const Shape& s) {
                      s.group, s.head_dim, s.block_size, to_string(s.dtype), s.window, s.softcap);
 }
 
+KvShape kv_shape(const Shape& s) { return {s.kv_heads, s.head_dim, s.block_size, s.dtype}; }
+
 // One sequence of random q, k, v and its paged KV: blocks in random order among poisoned ones.
 class TestSequence {
  public:
-  TestSequence(Random& random, const Shape& shape, int length) : shape_(shape), length_(length) {
-    const int blocks = (length + shape.block_size - 1) / shape.block_size;
-    const int pool = blocks + 3;
-    const int64_t elements = int64_t{pool} * shape.kv_heads * shape.block_size * shape.head_dim;
-    const size_t bytes = static_cast<size_t>(elements) * size_of(shape.dtype);
-    // All ones: NaN in every type.
-    k_.assign(bytes, std::byte{0xff});
-    v_.assign(bytes, std::byte{0xff});
-    for (int i = 0; i < pool; ++i) table_.push_back(i);
-    std::shuffle(table_.begin(), table_.end(), random.engine());
-    table_.resize(static_cast<size_t>(blocks));
-    q_ = random.normals(int64_t{length} * q_cols());
-    for (int p = 0; p < length; ++p) {
-      for (int h = 0; h < shape.kv_heads; ++h) {
-        for (int d = 0; d < shape.head_dim; ++d) {
-          put(k_, p, h, d, random.normal());
-          put(v_, p, h, d, random.normal());
-        }
-      }
-    }
+  TestSequence(Backend& b, Random& random, const Shape& shape, int length)
+      : shape_(shape),
+        length_(length),
+        kv_(random, kv_shape(shape), (length + shape.block_size - 1) / shape.block_size + 3),
+        table_(kv_.table(length)),
+        q_(rounded(random.normals(int64_t{length} * q_cols()), b.activation_dtype())) {
+    for (int p = 0; p < length; ++p) kv_.put_random(random, table_, p);
+    view_ = kv_.place(b);
   }
 
   int q_cols() const { return shape_.kv_heads * shape_.group * shape_.head_dim; }
   int length() const { return length_; }
-  KvLayerView kv() {
-    return {k_.data(),       v_.data(),       shape_.dtype,
-            shape_.kv_heads, shape_.head_dim, shape_.block_size};
-  }
+  const KvLayerView& kv() const { return view_; }
   AttentionParams params() const {
     return {shape_.kv_heads * shape_.group, 1.0f / std::sqrt(static_cast<float>(shape_.head_dim)),
             shape_.window, shape_.softcap};
   }
   // The block table with freed entries (behind the window of `first`) made invalid.
   std::vector<int32_t> table(int first) const {
-    std::vector<int32_t> t = table_;
-    for (int b = 0; shape_.window > 0 && (b + 1) * shape_.block_size <= first - shape_.window + 1;
-         ++b) {
-      t[static_cast<size_t>(b)] = -1000000;
-    }
-    return t;
+    return kv_.within_window(table_, first, shape_.window);
   }
   std::vector<float> q_rows(int begin, int count) const {
     return {q_.begin() + int64_t{begin} * q_cols(), q_.begin() + int64_t{begin + count} * q_cols()};
   }
+  GuardedMatrix outputs(Backend& b, int count) const {
+    return {b, count, q_cols(), b.activation_dtype(), Margins::kAboveAndBelow};
+  }
 
   // Tokens [begin, begin + count) as one row of a call of their own.
-  std::vector<float> attend(Backend& b, int begin, int count) {
-    GuardedMatrix q(count, q_cols()), out(count, q_cols());
+  std::vector<float> attend(Backend& b, int begin, int count) const {
+    GuardedMatrix q(b, count, q_cols(), b.activation_dtype()), out = outputs(b, count);
     q.fill(q_rows(begin, count));
     const auto blocks = table(begin);
     const AttentionRow row{0, count, begin, blocks.data()};
@@ -80,7 +65,8 @@ class TestSequence {
     std::vector<double> out;
     for (int p = begin; p < begin + count; ++p) {
       for (int h = 0; h < shape_.kv_heads * shape_.group; ++h) {
-        const auto row = expected_row(p, h);
+        const auto row = kv_.attend(table_, q_.data() + p * q_cols() + h * shape_.head_dim, p,
+                                    h / shape_.group, params());
         out.insert(out.end(), row.begin(), row.end());
       }
     }
@@ -88,105 +74,59 @@ class TestSequence {
   }
 
  private:
-  size_t index(int p, int h, int d) const {
-    const int64_t block = table_[static_cast<size_t>(p / shape_.block_size)];
-    return static_cast<size_t>(
-        ((block * shape_.kv_heads + h) * shape_.block_size + p % shape_.block_size) *
-            shape_.head_dim +
-        d);
-  }
-  void put(std::vector<std::byte>& to, int p, int h, int d, float v) {
-    if (shape_.dtype == DType::kF32) {
-      std::memcpy(&to[index(p, h, d) * 4], &v, 4);
-      return;
-    }
-    const uint16_t bits = shape_.dtype == DType::kF16 ? f32_to_f16(v) : f32_to_bf16(v);
-    std::memcpy(&to[index(p, h, d) * 2], &bits, 2);
-  }
-  double get(const std::vector<std::byte>& from, int p, int h, int d) const {
-    if (shape_.dtype == DType::kF32) {
-      float v;
-      std::memcpy(&v, &from[index(p, h, d) * 4], 4);
-      return static_cast<double>(v);
-    }
-    uint16_t bits;
-    std::memcpy(&bits, &from[index(p, h, d) * 2], 2);
-    return static_cast<double>(shape_.dtype == DType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits));
-  }
-  std::vector<double> expected_row(int p, int h) const {
-    const int kv_head = h / shape_.group;
-    const int low = shape_.window > 0 ? std::max(0, p - shape_.window + 1) : 0;
-    std::vector<double> scores;
-    double top = -INFINITY, total = 0;
-    for (int j = low; j <= p; ++j) {
-      double s = 0;
-      for (int d = 0; d < shape_.head_dim; ++d) {
-        s += static_cast<double>(q_[static_cast<size_t>(p * q_cols() + h * shape_.head_dim + d)]) *
-             get(k_, j, kv_head, d);
-      }
-      s /= std::sqrt(static_cast<double>(shape_.head_dim));
-      const double cap = static_cast<double>(shape_.softcap);
-      if (cap > 0) s = cap * std::tanh(s / cap);
-      scores.push_back(s);
-      top = std::max(top, s);
-    }
-    std::vector<double> out(static_cast<size_t>(shape_.head_dim), 0.0);
-    for (double& s : scores) total += s = std::exp(s - top);
-    for (int j = low; j <= p; ++j) {
-      const double w = scores[static_cast<size_t>(j - low)] / total;
-      for (int d = 0; d < shape_.head_dim; ++d) {
-        out[static_cast<size_t>(d)] += w * get(v_, j, kv_head, d);
-      }
-    }
-    return out;
-  }
-
   Shape shape_;
   int length_;
-  std::vector<std::byte> k_, v_;
+  PagedKv kv_;
   std::vector<int32_t> table_;
   std::vector<float> q_;
+  KvLayerView view_;
 };
 
-class AttentionTest : public IsaTest {
+class AttentionTest : public BackendTest {
  protected:
   Shape random_shape() {
     Shape s;
     s.kv_heads = random_.integer(1, 3);
     s.group = random_.pick({1, 2, 3, 4, 8, 37});
-    s.head_dim = random_.pick({8, 20, 64, 72, 80, 128, 256});
-    s.block_size = random_.pick({7, 16, 64});
-    s.dtype = random_.pick({DType::kF32, DType::kF16, DType::kBF16});
+    s.head_dim = on_gpu() ? random_.pick({8, 24, 64, 72, 80, 96, 128, 256})
+                          : random_.pick({8, 20, 64, 72, 80, 128, 256});
+    s.block_size = on_gpu() ? random_.pick({8, 16, 24, 64, 128}) : random_.pick({7, 16, 64});
+    s.dtype = on_gpu() ? DType::kBF16 : random_.pick({DType::kF32, DType::kF16, DType::kBF16});
     s.window = random_.pick({0, 0, 1, 33, 100, 600});
     s.softcap = random_.pick({0.0f, 0.0f, 5.0f});
     if (s.group > 8) s.head_dim = 8;
     return s;
   }
+  // On the GPU the weights of the values are rounded to bf16 too.
+  double tolerance() const { return on_gpu() ? 6e-3 : is_reference() ? 1e-6 : 5e-6; }
 };
+class AttentionCpuTest : public AttentionTest {};
 
 TEST_P(AttentionTest, MatchesFloat64) {
   Backend& b = backend(2);
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < rounds(24); ++round) {
     const Shape shape = random_shape();
     SCOPED_TRACE(describe(shape));
-    TestSequence sequence(random_, shape, random_.integer(1, round % 3 == 0 ? 1300 : 150));
+    const TestSequence sequence(b, random_, shape, random_.integer(1, round % 3 == 0 ? 1300 : 150));
     const int begin = random_.integer(0, sequence.length() - 1);
-    const int count = random_.integer(1, std::min(40, sequence.length() - begin));
+    const int count = random_.integer(
+        1, std::min(on_gpu() && round % 4 == 0 ? 300 : 40, sequence.length() - begin));
     SCOPED_TRACE(fmt::format("{} tokens at {} of {}", count, begin, sequence.length()));
-    EXPECT_LE(relative_l2(sequence.attend(b, begin, count), sequence.expected(begin, count)),
-              is_reference() ? 1e-6 : 5e-6);
+    expect_close(relative_l2(sequence.attend(b, begin, count), sequence.expected(begin, count)),
+                 tolerance());
   }
 }
 
 // The same bits for a prompt whole, in any chunks, token by token, and with any threads.
-TEST_P(AttentionTest, ChunksAndThreadsChangeNothing) {
+TEST_P(AttentionCpuTest, ChunksAndThreadsChangeNothing) {
   Backend* backends[] = {&backend(1), &backend(2), &backend(3), &backend(5)};
   for (int round = 0; round < 6; ++round) {
     Shape shape = random_shape();
     if (is_reference()) shape.head_dim = 20;
     if (shape.group > 8) shape.kv_heads = 1;
     SCOPED_TRACE(describe(shape));
-    TestSequence sequence(random_, shape, round < 2 ? 1100 : random_.integer(2, 200));
+    const TestSequence sequence(*backends[0], random_, shape,
+                                round < 2 ? 1100 : random_.integer(2, 200));
     const int length = sequence.length();
     // The last tokens only, where whole is long.
     const int from = std::max(0, length - 130);
@@ -207,20 +147,22 @@ TEST_P(AttentionTest, ChunksAndThreadsChangeNothing) {
   }
 }
 
-// Rows of several lengths in one call: each as if alone.
+// Rows of several lengths in one call: each as if alone. (On the GPU within the tolerance: other
+// tiles, other order of the sums.)
 TEST_P(AttentionTest, BatchesChangeNothing) {
-  Backend& alone = backend(1);
   Backend& b = backend(2);
+  Backend& alone = on_gpu() ? b : backend(1);
   Shape shape = random_shape();
   shape.group = random_.pick({1, 3, 4});
   shape.head_dim = random_.pick({64, 80});
   SCOPED_TRACE(describe(shape));
   // One KV memory: a long sequence cut at several places stands for sequences of its lengths.
-  TestSequence sequence(random_, shape, is_reference() ? 300 : 1400);
+  const TestSequence sequence(b, random_, shape, is_reference() ? 300 : 1400);
   const int rows = 33;
   std::vector<AttentionRow> plan;
   std::vector<std::vector<int32_t>> tables;
   std::vector<float> q, want;
+  std::vector<double> exact;
   int tokens = 0;
   tables.reserve(rows);
   for (int r = 0; r < rows; ++r) {
@@ -233,12 +175,22 @@ TEST_P(AttentionTest, BatchesChangeNothing) {
     q.insert(q.end(), part.begin(), part.end());
     const auto result = sequence.attend(alone, position, count);
     want.insert(want.end(), result.begin(), result.end());
+    if (on_gpu()) {
+      const auto row = sequence.expected(position, count);
+      exact.insert(exact.end(), row.begin(), row.end());
+    }
     tokens += count;
   }
-  GuardedMatrix in(tokens, sequence.q_cols()), out(tokens, sequence.q_cols());
+  GuardedMatrix in(b, tokens, sequence.q_cols(), activation()), out = sequence.outputs(b, tokens);
   in.fill(q);
   b.paged_attention(in.view(), sequence.params(), plan, sequence.kv(), out.view());
-  EXPECT_TRUE(same_bits(out.take(), want));
+  const auto got = out.take();
+  if (!on_gpu()) {
+    EXPECT_TRUE(same_bits(got, want));
+    return;
+  }
+  expect_close(relative_l2(got, exact), tolerance());
+  expect_close(relative_l2(want, exact), tolerance());
 }
 
 // Scores far apart and very large: no overflow, and the largest takes all.
@@ -246,12 +198,13 @@ TEST_P(AttentionTest, ExtremeScores) {
   Backend& b = backend(1);
   Shape shape;
   shape.head_dim = 64;
-  TestSequence sequence(random_, shape, 200);
-  GuardedMatrix q(1, 64), out(1, 64);
+  if (on_gpu()) shape.dtype = DType::kBF16;
+  const TestSequence sequence(b, random_, shape, 200);
+  GuardedMatrix q(b, 1, 64, activation()), out = sequence.outputs(b, 1);
   for (const float scale : {0.0f, 1e4f, 1e30f}) {
     auto values = sequence.q_rows(199, 1);
     for (float& v : values) v *= scale;
-    q.fill(values);
+    q.fill(rounded(values, activation()));
     const auto blocks = sequence.table(199);
     const AttentionRow row{0, 1, 199, blocks.data()};
     b.paged_attention(q.view(), sequence.params(), {&row, 1}, sequence.kv(), out.view());
@@ -259,7 +212,9 @@ TEST_P(AttentionTest, ExtremeScores) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cpu, AttentionTest, ::testing::ValuesIn(kIsas), isa_name);
+TRIREME_ON_CPU(AttentionTest);
+TRIREME_ON_GPU(AttentionTest);
+TRIREME_ON_CPU(AttentionCpuTest);
 
 }  // namespace
 }  // namespace trireme::testing

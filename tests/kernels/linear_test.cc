@@ -1,60 +1,26 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tests/kernels/testing.h"
+#include "tests/kernels/linear_reference.h"
 
 namespace trireme::testing {
 namespace {
 
-class LinearTest : public IsaTest {
+class LinearTest : public BackendTest {
  protected:
   // Relative L2 against float64. Plain formats: float32 sums. Quantized ones on a vector path:
   // activations of 15 bits, whose step is 1/16319 of a block's largest (or half of it, rounded).
-  double tolerance(QuantFormat format) const {
+  // On the GPU weights are bf16 and sums float32; `out` says how the sum is kept.
+  double tolerance(QuantFormat format, DType out) const {
+    if (on_gpu()) return out == DType::kBF16 ? 5e-3 : 2e-5;
     if (is_reference()) return 2e-7;
     return is_plain(format) ? 3e-6 : 1.2e-4;
   }
-  static std::vector<double> expected(const TestWeight& w, const std::vector<float>& x, int64_t m,
-                                      const std::vector<float>& bias) {
-    const WeightSlice& s = w.slice;
-    std::vector<double> y(static_cast<size_t>(m * s.rows));
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t n = 0; n < s.rows; ++n) {
-        double sum = bias.empty() ? 0.0 : static_cast<double>(bias[static_cast<size_t>(n)]);
-        for (int64_t k = 0; k < s.col_count; ++k) {
-          sum += static_cast<double>(x[static_cast<size_t>(i * s.col_count + k)]) *
-                 w.values[static_cast<size_t>(n * s.cols + s.col_begin + k)];
-        }
-        y[static_cast<size_t>(i * s.rows + n)] = sum;
-      }
-    }
-    return y;
-  }
-  // ||got - want|| over the length of what the sums add up, or of `want` where that is longer: a
-  // single output whose products cancel is no measure of the rounding of its terms.
-  static double error(const std::vector<float>& got, const std::vector<double>& want,
-                      const TestWeight& w, const std::vector<float>& x, int64_t m) {
-    const WeightSlice& s = w.slice;
-    double products = 0, length = 0, difference = 0;
-    for (int64_t i = 0; i < m; ++i) {
-      for (int64_t n = 0; n < s.rows; ++n) {
-        for (int64_t k = 0; k < s.col_count; ++k) {
-          const double product = static_cast<double>(x[static_cast<size_t>(i * s.col_count + k)]) *
-                                 w.values[static_cast<size_t>(n * s.cols + s.col_begin + k)];
-          products += product * product;
-        }
-      }
-    }
-    EXPECT_EQ(got.size(), want.size());
-    for (size_t i = 0; i < std::min(got.size(), want.size()); ++i) {
-      length += want[i] * want[i];
-      difference += (got[i] - want[i]) * (got[i] - want[i]);
-    }
-    return std::sqrt(difference / std::max({products, length, 1e-30}));
-  }
+  double tolerance(QuantFormat format) const { return tolerance(format, activation()); }
   static std::vector<float> multiply(Backend& b, const Weight& w, const std::vector<float>& x,
                                      int64_t begin, int64_t count) {
-    GuardedMatrix in(count, w.col_count), out(count, w.rows);
+    GuardedMatrix in(b, count, w.col_count, b.activation_dtype());
+    GuardedMatrix out(b, count, w.rows, b.activation_dtype());
     in.fill({x.begin() + begin * w.col_count, x.begin() + (begin + count) * w.col_count});
     const LinearPart part{&w, nullptr, out.view(), false};
     b.linear(in.view(), {&part, 1});
@@ -62,39 +28,51 @@ class LinearTest : public IsaTest {
   }
 };
 
+// Up to 16 rows, up to 67, and more: a backend may have kernels of their own for each.
 TEST_P(LinearTest, EveryFormatOddSizes) {
   Backend& b = backend(2);
   for (const QuantFormat format : kFormats) {
-    for (int round = 0; round < 12; ++round) {
+    for (int round = 0; round < rounds(14); ++round) {
       const int block = traits(format).block_elements;
-      const int64_t m = round < 4 ? round + 1 : random_.integer(1, 67);
+      const int64_t m = round < 4    ? round + 1
+                        : round < 9  ? random_.integer(1, 40)
+                        : round < 12 ? random_.integer(1, 67)
+                                     : random_.integer(68, 300);
       const int64_t n = 2 * random_.integer(0, 70) + 1;
-      const int64_t k = block == 1 ? random_.integer(1, 700) : block * random_.integer(1, 6);
+      const int64_t k = block == 1 ? width(1, 700) : block * random_.integer(1, 6);
       // Quantized slices may hold foreign columns at both ends.
-      const int64_t begin = block == 1 || round % 2 == 0 ? 0 : random_.integer(0, block - 1);
-      const int64_t count =
-          block == 1 || round % 2 == 0
-              ? k
-              : k - begin -
-                    random_.integer(0, block - 1 - static_cast<int>(k == block ? begin : 0));
-      SCOPED_TRACE(fmt::format("{} m={} n={} k={} columns {}+{}", traits(format).name, m, n, k,
-                               begin, count));
-      const TestWeight w(random_, format, n, k, begin, count);
-      const Weight packed = b.make_weight(w.slice);
-      const auto x = random_.normals(m * count);
-      const auto bias = round % 3 == 1 ? random_.normals(n) : std::vector<float>{};
-      auto want = expected(w, x, m, bias);
-      GuardedMatrix in(m, count), out(m, n);
-      in.fill(x);
+      int64_t begin = 0, count = k;
+      if (block > 1 && round % 2 == 1) {
+        begin = random_.integer(0, block - 8);
+        const int64_t behind = random_.integer(0, block - 1);
+        count = std::max<int64_t>(1, k - begin - (k == block ? behind % (block - begin) : behind));
+        if (on_gpu()) count = std::max<int64_t>(8, count / 8 * 8);
+      }
+      // float32: logits, or the residual stream, which is added to.
       const bool accumulate = round % 3 == 2;
+      const DType dtype = accumulate || round % 5 == 4 ? DType::kF32 : activation();
+      SCOPED_TRACE(fmt::format("{} m={} n={} k={} columns {}+{} to {}{}", traits(format).name, m, n,
+                               k, begin, count, to_string(dtype), accumulate ? ", added" : ""));
+      const TestWeight w(b, random_, format, n, k, begin, count);
+      const Weight packed = b.make_weight(w.slice);
+      EXPECT_EQ(packed.rows, n);
+      EXPECT_EQ(packed.col_count, count);
+      const auto x = activations(m * count);
+      const auto bias = round % 3 != 0 ? random_.normals(n) : std::vector<float>{};
+      const Buffer biases = b.upload(bias);
+      auto want = expected_product(w, x, m, bias);
+      GuardedMatrix in(b, m, count, activation()), out(b, m, n, dtype);
+      in.fill(x);
       if (accumulate) {
         const auto before = random_.normals(m * n);
         out.fill(before);
         for (size_t i = 0; i < want.size(); ++i) want[i] += static_cast<double>(before[i]);
       }
-      const LinearPart part{&packed, bias.empty() ? nullptr : bias.data(), out.view(), accumulate};
+      const LinearPart part{&packed, bias.empty() ? nullptr : biases.as<float>(), out.view(),
+                            accumulate};
       b.linear(in.view(), {&part, 1});
-      EXPECT_LE(error(out.take(), want, w, x, m), tolerance(format));
+      expect_close(product_error(out.take(), want, w, x, m), tolerance(format, dtype));
+      EXPECT_TRUE(same_bits(in.take(), x));
     }
   }
 }
@@ -103,17 +81,17 @@ TEST_P(LinearTest, PartsOfDifferentFormatsShareTheirInput) {
   Backend& b = backend(3);
   for (const int64_t m : {1, 5, 40}) {
     const int64_t k = 512;
-    const auto x = random_.normals(m * k);
-    GuardedMatrix in(m, k);
+    const auto x = activations(m * k);
+    GuardedMatrix in(b, m, k, activation());
     in.fill(x);
     std::vector<std::unique_ptr<TestWeight>> weights;
     std::vector<Weight> packed;
     std::vector<GuardedMatrix> outs;
     for (const QuantFormat format : kFormats) {
       const int64_t n = random_.integer(1, 90);
-      weights.push_back(std::make_unique<TestWeight>(random_, format, n, k));
+      weights.push_back(std::make_unique<TestWeight>(b, random_, format, n, k));
       packed.push_back(b.make_weight(weights.back()->slice));
-      outs.emplace_back(m, n);
+      outs.emplace_back(b, m, n, activation());
     }
     std::vector<LinearPart> parts;
     for (size_t i = 0; i < packed.size(); ++i) {
@@ -122,35 +100,40 @@ TEST_P(LinearTest, PartsOfDifferentFormatsShareTheirInput) {
     b.linear(in.view(), parts);
     for (size_t i = 0; i < packed.size(); ++i) {
       SCOPED_TRACE(traits(packed[i].format).name);
-      EXPECT_LE(error(outs[i].take(), expected(*weights[i], x, m, {}), *weights[i], x, m),
-                tolerance(packed[i].format));
+      expect_close(
+          product_error(outs[i].take(), expected_product(*weights[i], x, m), *weights[i], x, m),
+          tolerance(weights[i]->slice.format));
     }
   }
 }
 
-// The same bits alone, in any batch, and with any number of threads.
+// The same bits alone, in any batch (on the GPU: in a batch of up to 16), and with any number of
+// threads.
 TEST_P(LinearTest, RowsAreIndependent) {
   Backend& one = backend(1);
-  Backend* others[] = {&backend(2), &backend(3), &backend(5)};
+  std::vector<Backend*> others(3, &one);
+  if (!on_gpu()) others = {&backend(2), &backend(3), &backend(5)};
+  const int64_t same = on_gpu() ? 16 : 40;
   for (const QuantFormat format : kFormats) {
     SCOPED_TRACE(traits(format).name);
     // Wide enough for several chunks of k, and of tokens in the last batch.
     const int64_t n = is_reference() ? 17 : 77, k = 1536, all = 300;
-    const TestWeight w(random_, format, n, k);
+    const TestWeight w(one, random_, format, n, k);
     const Weight packed = one.make_weight(w.slice);
-    const auto x = random_.normals(all * k);
+    const auto x = activations(all * k);
     std::vector<float> alone;
-    for (int64_t i = 0; i < 40; ++i) {
+    for (int64_t i = 0; i < same; ++i) {
       const auto row = multiply(one, packed, x, i, 1);
       alone.insert(alone.end(), row.begin(), row.end());
     }
-    for (int64_t m = 1; m <= 40; ++m) {
-      Backend& b = m % 4 == 0 ? one : *others[m % 4 - 1];
+    for (int64_t m = 1; m <= same; ++m) {
+      Backend& b = m % 4 == 0 ? one : *others[static_cast<size_t>(m % 4 - 1)];
       const auto y = multiply(b, packed, x, 0, m);
       ASSERT_TRUE(same_bits(y, {alone.begin(), alone.begin() + m * n})) << m << " rows";
     }
+    if (on_gpu()) continue;
     const auto y = multiply(*others[0], packed, x, 0, all);
-    ASSERT_TRUE(same_bits({y.begin(), y.begin() + 40 * n}, alone));
+    ASSERT_TRUE(same_bits({y.begin(), y.begin() + same * n}, alone));
     ASSERT_TRUE(same_bits({y.end() - n, y.end()}, multiply(one, packed, x, all - 1, 1)));
   }
 }
@@ -160,10 +143,10 @@ TEST_P(LinearTest, LargeBatch) {
   for (const QuantFormat format : kFormats) {
     SCOPED_TRACE(traits(format).name);
     const int64_t m = is_reference() ? 60 : 611, n = 45, k = 2048;
-    const TestWeight w(random_, format, n, k);
-    const auto x = random_.normals(m * k);
+    const TestWeight w(b, random_, format, n, k);
+    const auto x = activations(m * k);
     const auto y = multiply(b, b.make_weight(w.slice), x, 0, m);
-    EXPECT_LE(error(y, expected(w, x, m, {}), w, x, m), tolerance(format));
+    expect_close(product_error(y, expected_product(w, x, m), w, x, m), tolerance(format));
   }
 }
 
@@ -173,19 +156,20 @@ TEST_P(LinearTest, ExtremeActivations) {
   for (const QuantFormat format : kFormats) {
     SCOPED_TRACE(traits(format).name);
     const int64_t n = 19, k = 512;
-    const TestWeight w(random_, format, n, k);
+    const TestWeight w(b, random_, format, n, k);
     const Weight packed = b.make_weight(w.slice);
     std::vector<float> x(static_cast<size_t>(k), 0.0f);
     EXPECT_EQ(multiply(b, packed, x, 0, 1), std::vector<float>(static_cast<size_t>(n), 0.0f));
     for (const float scale : {1e-20f, 1e20f}) {
       x = random_.normals(k, scale);
       x[static_cast<size_t>(random_.integer(0, 511))] = 300 * scale;
+      x = rounded(std::move(x), activation());
       // The outlier makes its block's step coarse, and its own weights may be small.
-      EXPECT_LE(relative_l2(multiply(b, packed, x, 0, 1), expected(w, x, 1, {})),
+      EXPECT_LE(relative_l2(multiply(b, packed, x, 0, 1), expected_product(w, x, 1)),
                 5 * tolerance(format));
     }
     for (const float bad : {NAN, INFINITY, -INFINITY}) {
-      x = random_.normals(k);
+      x = activations(k);
       x[static_cast<size_t>(random_.integer(0, 511))] = bad;
       int finite = 0;
       for (const float v : multiply(b, packed, x, 0, 1)) finite += std::isfinite(v);
@@ -206,11 +190,17 @@ TEST_P(LinearTest, RefusesBadSlices) {
   refuse({QuantFormat::kQ8_0, 4, 64, 40, 32, {}});
   refuse({QuantFormat::kQ8_0, 4, 64, -1, 32, {}});
   refuse({QuantFormat::kF32, 4, 64, 0, 32, {}});
+  if (on_gpu()) {  // bf16 rows of whole 16 bytes
+    refuse({QuantFormat::kF32, 4, 63, 0, 63, {}});
+    refuse({QuantFormat::kBF16, 4, 4, 0, 4, {}});
+    refuse({QuantFormat::kQ8_0, 4, 64, 3, 60, {}});
+  }
   const Weight none = b.make_weight({QuantFormat::kF32, 0, 64, 0, 64, {}});
   EXPECT_TRUE(none.empty());
 }
 
-INSTANTIATE_TEST_SUITE_P(Cpu, LinearTest, ::testing::ValuesIn(kIsas), isa_name);
+TRIREME_ON_CPU(LinearTest);
+TRIREME_ON_GPU(LinearTest);
 
 }  // namespace
 }  // namespace trireme::testing

@@ -1,9 +1,9 @@
-#include "tests/kernels/testing.h"
+#include "tests/kernels/paged_kv.h"
 
 namespace trireme::testing {
 namespace {
 
-class QkvTest : public IsaTest {
+class QkvTest : public BackendTest {
  protected:
   struct Heads {
     int q = 1, kv = 1, dim = 64, rotary = 64;
@@ -11,36 +11,12 @@ class QkvTest : public IsaTest {
     float magnitude = 1.0f;
   };
 
-  // One head, in float64 but for the angle, which is a float32 product by definition.
-  static std::vector<double> expected_head(const float* x, const Heads& heads, const float* norm,
-                                           const std::vector<float>& inv_freq, int position) {
-    std::vector<double> v(x, x + heads.dim);
-    if (norm != nullptr) {
-      double squares = 0;
-      for (const double e : v) squares += e * e;
-      const double root = std::sqrt(squares / heads.dim + 1e-6);
-      for (int i = 0; i < heads.dim; ++i) v[static_cast<size_t>(i)] *= norm[i] / root;
-    }
-    const auto half = static_cast<size_t>(heads.rotary / 2);
-    for (size_t i = 0; i < half; ++i) {
-      const float angle = static_cast<float>(position) * inv_freq[i];
-      const double c = std::cos(static_cast<double>(angle)) * heads.magnitude;
-      const double s = std::sin(static_cast<double>(angle)) * heads.magnitude;
-      const double a = v[i], b = v[half + i];
-      v[i] = a * c - b * s;
-      v[half + i] = b * c + a * s;
-    }
-    return v;
-  }
-
   void check(Backend& b, const Heads& heads, DType dtype, int block_size) {
-    std::vector<float> inv_freq;
-    for (int i = 0; i < heads.rotary / 2; ++i) {
-      inv_freq.push_back(
-          static_cast<float>(std::pow(10000.0, -2.0 * i / static_cast<double>(heads.rotary))));
-    }
+    const auto inv_freq = inverse_frequencies(heads.rotary);
     const auto q_norm = random_.normals(heads.dim), k_norm = random_.normals(heads.dim);
-    // A chunk and two single tokens, each with blocks of their own.
+    const Buffer frequencies = b.upload(inv_freq);
+    const Buffer q_norms = b.upload(q_norm), k_norms = b.upload(k_norm);
+    // A chunk and two single tokens, each with blocks of their own; those before have been freed.
     const int counts[] = {random_.integer(1, 40), 1, 1};
     std::vector<AttentionRow> rows;
     std::vector<std::vector<int32_t>> tables;
@@ -57,90 +33,85 @@ class QkvTest : public IsaTest {
       rows.push_back({tokens, count, position, tables.back().data()});
       tokens += count;
     }
-    const int64_t head_elements = int64_t{block_size} * heads.dim;
-    const auto bytes =
-        static_cast<size_t>((next_block + 1) * heads.kv * head_elements) * size_of(dtype);
-    std::vector<std::byte> k_cache(bytes, std::byte{0xff}), v_cache(bytes, std::byte{0xff});
-    const auto q = random_.normals(int64_t{tokens} * heads.q * heads.dim);
-    const auto k = random_.normals(int64_t{tokens} * heads.kv * heads.dim);
-    const auto v = random_.normals(int64_t{tokens} * heads.kv * heads.dim);
-    GuardedMatrix qm(tokens, heads.q * heads.dim), km(tokens, heads.kv * heads.dim),
-        vm(tokens, heads.kv * heads.dim);
-    qm.fill(q);
-    km.fill(k);
-    vm.fill(v);
-    QkvPrepare call{qm.view(),
-                    km.view(),
-                    vm.view(),
-                    heads.q,
-                    heads.norm ? q_norm.data() : nullptr,
-                    heads.norm ? k_norm.data() : nullptr,
-                    1e-6f,
-                    {inv_freq.data(), heads.rotary, heads.magnitude}};
-    b.prepare_qkv(call, rows,
-                  {k_cache.data(), v_cache.data(), dtype, heads.kv, heads.dim, block_size});
+    PagedKv before(random_, {heads.kv, heads.dim, block_size, dtype}, next_block + 1);
+    const KvLayerView view = before.place(b);
+    // Columns of one matrix, as a QKV product leaves them.
+    const int64_t q_cols = heads.q * heads.dim, kv_cols = heads.kv * heads.dim;
+    const auto q = activations(tokens * q_cols), k = activations(tokens * kv_cols),
+               v = activations(tokens * kv_cols);
+    GuardedMatrix qkv(b, tokens, q_cols + 2 * kv_cols, activation());
+    std::vector<float> all;
+    for (int64_t t = 0; t < tokens; ++t) {
+      all.insert(all.end(), q.begin() + t * q_cols, q.begin() + (t + 1) * q_cols);
+      all.insert(all.end(), k.begin() + t * kv_cols, k.begin() + (t + 1) * kv_cols);
+      all.insert(all.end(), v.begin() + t * kv_cols, v.begin() + (t + 1) * kv_cols);
+    }
+    qkv.fill(all);
+    const MatrixView whole = qkv.view();
+    b.prepare_qkv({whole.col_range(0, q_cols),
+                   whole.col_range(q_cols, kv_cols),
+                   whole.col_range(q_cols + kv_cols, kv_cols),
+                   heads.q,
+                   heads.norm ? q_norms.as<float>() : nullptr,
+                   heads.norm ? k_norms.as<float>() : nullptr,
+                   1e-6f,
+                   {frequencies.as<float>(), heads.rotary, heads.magnitude}},
+                  rows, view);
 
+    const PagedKv after = before.fetch(b);
+    const auto prepared = qkv.take();
     std::vector<double> want_q, want_k;
-    std::vector<float> got_k, got_v;
-    size_t written = 0;
-    const auto stored = [&](const std::vector<std::byte>& cache, size_t i) {
-      if (dtype == DType::kF32) return reinterpret_cast<const float*>(cache.data())[i];
-      const uint16_t bits = reinterpret_cast<const uint16_t*>(cache.data())[i];
-      return dtype == DType::kF16 ? f16_to_f32(bits) : bf16_to_f32(bits);
-    };
+    std::vector<float> got_q, got_k;
     for (const AttentionRow& row : rows) {
+      const auto& table = tables[static_cast<size_t>(&row - rows.data())];
       for (int i = 0; i < row.count; ++i) {
         const int position = row.position + i, token = row.token_begin + i;
+        const auto from = prepared.begin() + token * (q_cols + 2 * kv_cols);
+        got_q.insert(got_q.end(), from, from + q_cols);
         for (int h = 0; h < heads.q; ++h) {
-          const auto head = expected_head(q.data() + (token * heads.q + h) * heads.dim, heads,
-                                          call.q_norm, inv_freq, position);
+          const auto head = expected_head(
+              q.data() + (token * heads.q + h) * heads.dim, heads.dim, heads.rotary,
+              heads.magnitude, heads.norm ? q_norm.data() : nullptr, 1e-6, inv_freq, position);
           want_q.insert(want_q.end(), head.begin(), head.end());
         }
         for (int h = 0; h < heads.kv; ++h) {
-          const auto head = expected_head(k.data() + (token * heads.kv + h) * heads.dim, heads,
-                                          call.k_norm, inv_freq, position);
+          const size_t input = static_cast<size_t>((token * heads.kv + h) * heads.dim);
+          const auto head =
+              expected_head(k.data() + input, heads.dim, heads.rotary, heads.magnitude,
+                            heads.norm ? k_norm.data() : nullptr, 1e-6, inv_freq, position);
           want_k.insert(want_k.end(), head.begin(), head.end());
-          const auto at = static_cast<size_t>(
-              ((int64_t{row.blocks[position / block_size]} * heads.kv + h) * block_size +
-               position % block_size) *
-              heads.dim);
+          const size_t at = before.index(table, position, h, 0);
           for (size_t d = 0; d < static_cast<size_t>(heads.dim); ++d) {
-            got_k.push_back(stored(k_cache, at + d));
-            got_v.push_back(stored(v_cache, at + d));
+            got_k.push_back(after.k(at + d));
+            // What should be there now; the keys are only known within the tolerance.
+            before.put_k(at + d, after.k(at + d));
+            before.put_v(at + d, v[input + d]);
           }
-          written += static_cast<size_t>(heads.dim) * size_of(dtype);
         }
       }
     }
-    EXPECT_LE(relative_l2(qm.take(), want_q), 1e-6);
-    const double rounding = dtype == DType::kF32 ? 1e-6 : dtype == DType::kF16 ? 5e-4 : 4e-3;
-    EXPECT_LE(relative_l2(got_k, want_k), rounding);
-    for (size_t i = 0; i < got_v.size(); ++i) {
-      const float want = dtype == DType::kF32   ? v[i]
-                         : dtype == DType::kF16 ? f16_to_f32(f32_to_f16(v[i]))
-                                                : bf16_to_f32(f32_to_bf16(v[i]));
-      ASSERT_EQ(got_v[i], want) << i;
-    }
-    // Nothing but these positions was written. (0xff bytes occur in values too, so: at least.)
-    size_t poisoned = 0;
-    for (const std::byte byte : k_cache) poisoned += byte == std::byte{0xff};
-    EXPECT_GE(poisoned, bytes - written);
-    vm.take();
-    km.take();
+    expect_close(relative_l2(got_q, want_q), on_gpu() ? 3e-3 : 1e-6);
+    const double rounding = dtype == DType::kF32 ? 1e-6 : dtype == DType::kF16 ? 5e-4 : 3e-3;
+    expect_close(relative_l2(got_k, want_k), rounding);
+    // Values exactly as their type holds them, and nothing else was written.
+    EXPECT_TRUE(after.v_bytes() == before.v_bytes());
+    EXPECT_TRUE(after.k_bytes() == before.k_bytes());
   }
 };
+class QkvCpuTest : public QkvTest {};
 
 TEST_P(QkvTest, NormsRotatesAndStores) {
   Backend& b = backend(2);
-  for (int round = 0; round < 24; ++round) {
+  for (int round = 0; round < rounds(32); ++round) {
     Heads heads;
     heads.kv = random_.integer(1, 4);
     heads.q = heads.kv * random_.integer(1, 4);
-    heads.dim = random_.pick({8, 20, 64, 80, 128});
+    heads.dim =
+        on_gpu() ? random_.pick({8, 24, 64, 80, 96, 128, 256}) : random_.pick({8, 20, 64, 80, 128});
     heads.rotary = round % 4 == 0 ? heads.dim / 2 : heads.dim;
     heads.norm = round % 2 == 0;
     heads.magnitude = round % 5 == 0 ? 1.3f : 1.0f;
-    const DType dtype = kDTypes[round % 3];
+    const DType dtype = on_gpu() ? DType::kBF16 : kDTypes[round % 3];
     SCOPED_TRACE(fmt::format("{} q, {} kv, dim {}, rotary {}, {}", heads.q, heads.kv, heads.dim,
                              heads.rotary, to_string(dtype)));
     check(b, heads, dtype, random_.pick({7, 16, 64}));
@@ -148,12 +119,12 @@ TEST_P(QkvTest, NormsRotatesAndStores) {
 }
 
 // Cosines are kept between calls: other positions and other frequencies must not see them.
-TEST_P(QkvTest, CachedAnglesFollowTheirInputs) {
+TEST_P(QkvCpuTest, CachedAnglesFollowTheirInputs) {
   Backend& b = backend(1);
   std::vector<float> freq{1.0f, 0.1f};
   const auto rotate = [&](int position) {
     std::vector<float> k(4, 1.0f), v(4, 1.0f), k_cache(64), v_cache(64);
-    GuardedMatrix q(1, 4);
+    GuardedMatrix q(b, 1, 4, DType::kF32);
     q.fill({1, 2, 3, 4});
     const int32_t block = 0;
     std::vector<int32_t> table(static_cast<size_t>(position + 1), block);
@@ -178,7 +149,9 @@ TEST_P(QkvTest, CachedAnglesFollowTheirInputs) {
   EXPECT_TRUE(same_bits(rotate(3), first));
 }
 
-INSTANTIATE_TEST_SUITE_P(Cpu, QkvTest, ::testing::ValuesIn(kIsas), isa_name);
+TRIREME_ON_CPU(QkvTest);
+TRIREME_ON_GPU(QkvTest);
+TRIREME_ON_CPU(QkvCpuTest);
 
 }  // namespace
 }  // namespace trireme::testing

@@ -1,0 +1,23 @@
+# The kernel tests that need a GPU; skipped, saying so, where there is none.
+if(TRIREME_HAVE_CUDA)
+  set(no_gpu "no GPU|no CUDA-capable device|driver version is insufficient")
+  foreach(area IN LISTS areas)
+    add_test(NAME gpu_${area}_test COMMAND kernels_${area}_test)
+    set_tests_properties(gpu_${area}_test PROPERTIES TIMEOUT 120 LABELS gpu
+      SKIP_REGULAR_EXPRESSION "${no_gpu}" RESOURCE_LOCK gpu ENVIRONMENT
+      "GTEST_FILTER=Gpu/*;TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme")
+    add_dependencies(kernels_${area}_test trireme_cuda)
+  endforeach()
+
+  # Single kernels, below the backend: programs of the module's own objects.
+  foreach(area gemm decode prefill)
+    add_executable(cuda_${area}_test cuda_${area}_test.cu $<TARGET_OBJECTS:trireme_cuda>)
+    target_link_libraries(cuda_${area}_test PRIVATE trireme_options trireme_kernels
+                          CUDA::cudart_static CUDA::cublasLt)
+    target_compile_options(cuda_${area}_test PRIVATE
+      $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra --expt-relaxed-constexpr>)
+    add_test(NAME cuda_${area}_test COMMAND cuda_${area}_test)
+    set_tests_properties(cuda_${area}_test PROPERTIES TIMEOUT 180 LABELS gpu SKIP_RETURN_CODE 77
+      SKIP_REGULAR_EXPRESSION "${no_gpu}" RESOURCE_LOCK gpu)
+  endforeach()
+endif()
