@@ -19,13 +19,21 @@ void validate(const SchedulerConfig& config) {
   check("max_queue", config.max_queue, 1 << 20);
   check("max_context", config.max_context, INT32_MAX);
   check("steps_in_flight", config.steps_in_flight, 256);
+  if (config.look_ahead && config.steps_in_flight != 2) {
+    fail(ErrorCode::kInvalidArgument, "steps_in_flight: {}: with look_ahead it is 2",
+         config.steps_in_flight);
+  }
   if (config.max_lookups != 0) check("max_lookups", config.max_lookups, 1 << 30);
+}
+
+int32_t work_shares(const SchedulerConfig& config) {
+  return config.look_ahead ? 1 : config.steps_in_flight;
 }
 
 int32_t slot_count(const SchedulerConfig& config) {
   const int32_t prefill = std::min(config.max_chunk, std::max(1, config.token_budget / 8));
   const int64_t rows = std::max(1, std::min(config.max_rows, config.token_budget - prefill));
-  return static_cast<int32_t>(std::min<int64_t>(config.max_running, rows * config.steps_in_flight));
+  return static_cast<int32_t>(std::min<int64_t>(config.max_running, rows * work_shares(config)));
 }
 
 int32_t lookup_budget(const SchedulerConfig& config) {
@@ -132,11 +140,13 @@ bool Scheduler::idle() const { return state_->entries.empty() && state_->flights
 SchedulerStats Scheduler::stats() const {
   const SchedulerState& state = *state_;
   SchedulerStats stats;
-  stats.running = state.running_count;
-  stats.waiting = static_cast<int32_t>(state.entries.size()) - state.running_count;
+  stats.running = state.running_count - static_cast<int32_t>(state.retired.size());
+  stats.waiting = static_cast<int32_t>(state.entries.size()) - stats.running;
   stats.in_flight = static_cast<int32_t>(state.flights.size());
   stats.steps = state.steps;
   stats.preemptions = state.preemptions;
+  stats.rows_ahead = state.rows_ahead;
+  stats.ghosts = state.ghosts;
   stats.lookups = state.lookups;
   stats.lookups_dropped = state.lookups_dropped;
   stats.kv = state.pool.stats();
@@ -152,7 +162,9 @@ void Scheduler::reset_world() {
   state.running.clear();
   for (Entry* entry : running) {
     entry->in_flight = 0;
-    if (entry->aborted) {
+    if (entry->over) {
+      state.free_room(*entry);
+    } else if (entry->aborted) {
       state.pending_events.push_back({.id = entry->id, .finish = FinishReason::kAborted});
       state.retire(*entry);
     } else {
@@ -209,6 +221,7 @@ void Scheduler::check_invariants() const {
           "a slot is lost");
   for (const auto& [id, entry] : state.entries) {
     entry->tokens();
+    require(!entry->over, "a sequence is listed after its end");
     require(entry->size == entry->sequence.size() && entry->newest == entry->sequence.tokens.back(),
             "size or newest");
     require(entry->finish() == finish_reason(entry->sequence, state.config.max_context), "finish");
@@ -220,7 +233,11 @@ void Scheduler::check_invariants() const {
   require(waiting_tokens == state.waiting_tokens, "waiting_tokens");
   size_t parked = 0;
   for (const auto& [group, siblings] : state.siblings) parked += siblings.parked.size();
-  require(parked + state.waiting.size() + state.running.size() == state.entries.size(),
+  for (const auto& ghost : state.retired) {
+    require(ghost->over && ghost->running() && ghost->in_flight > 0, "a ghost without a row");
+  }
+  require(parked + state.waiting.size() + state.running.size() ==
+              state.entries.size() + state.retired.size(),
           "a sequence is lost");
 }
 

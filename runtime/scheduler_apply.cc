@@ -30,7 +30,6 @@ void check_result(const Flight& flight, const StepResult& result) {
 
 // Brings an entry up to date with its row; the event says what the outside should know.
 SequenceEvent settle(Entry& entry, const FlightRow& row, const RowResult* result) {
-  --entry.in_flight;
   SequenceEvent event{.id = entry.id};
   if (entry.aborted) {
     if (entry.in_flight == 0) event.finish = FinishReason::kAborted;
@@ -48,6 +47,12 @@ SequenceEvent settle(Entry& entry, const FlightRow& row, const RowResult* result
   if (row.sample) entry.append(result->token);
   if (row.sample || row.last) event.finish = entry.finish();
   return event;
+}
+
+// The token that a row in flight was planned without is known now: so is the block that it fills.
+void publish_ahead(SchedulerState& state, Entry& entry) {
+  if (entry.computed != entry.size || entry.computed % state.pool.block_size() != 0) return;
+  state.publish_filled(entry, entry.size - 1);
 }
 
 // Without this, waiting for entries is most of the time that a step of thousands of rows takes.
@@ -69,19 +74,29 @@ void Scheduler::apply(const StepResult& result, std::vector<SequenceEvent>& even
   Flight flight = std::move(state.flights.front());
   state.flights.pop_front();
   bool ended = false;
+  const bool publishes = state.config.look_ahead && state.pool.config().prefix_cache;
   size_t at = 0;
   for (size_t i = 0; i < flight.rows.size(); ++i) {
     prefetch(flight.rows, i);
     const FlightRow& row = flight.rows[i];
     const RowResult* row_result = row.has_result() ? &result.rows[at++] : nullptr;
-    const SequenceEvent event = settle(*row.entry, row, row_result);
-    if (event.finish != FinishReason::kNone) {
-      state.retire(*row.entry);
+    Entry& entry = *row.entry;
+    --entry.in_flight;
+    if (entry.over) {
+      ++state.ghosts;
+      state.free_room(entry);
       ended = true;
-    } else if (event.row == nullptr && !event.first_admission) {
       continue;
     }
-    events.push_back(event);
+    const SequenceEvent event = settle(entry, row, row_result);
+    if (event.finish != FinishReason::kNone) {
+      state.retire(entry);
+      ended = true;
+    } else if (publishes && row.sample && event.row != nullptr) {
+      publish_ahead(state, entry);
+    }
+    const bool tells = event.finish != FinishReason::kNone || event.row != nullptr;
+    if (tells || event.first_admission) events.push_back(event);
   }
   if (ended) state.compact();
   state.release_ended();

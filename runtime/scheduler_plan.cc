@@ -34,6 +34,8 @@ class Planner {
   void plan_running();
   void prefetch(size_t index) const;
   void plan_running(size_t index);
+  bool may_go_ahead(const Entry& entry) const;
+  void plan_ahead(Entry& entry, size_t index);
   void admit_waiting();
 
   bool look_up(Entry& entry, bool whole);
@@ -50,11 +52,10 @@ class Planner {
   int32_t make_fit(const Entry& entry, int32_t wanted, size_t index);
   bool preempt_from(size_t first);
   void slide_windows(Entry& entry);
-  void emit_decode(Entry& entry);
+  void emit_decode(Entry& entry, int32_t token);
   void emit_chunk(Entry& entry, int32_t count);
   void place(Entry& entry, int32_t count, PlanRow& row, FlightRow& flight);
   void take_blocks(Entry& entry, PlanRow& row);
-  void publish_filled(Entry& entry, int32_t from);
 
   SchedulerState& state_;
   KvCachePool& pool_;
@@ -69,6 +70,7 @@ class Planner {
   int32_t prefill_tokens_left_ = 0;
   int32_t prefill_rows_left_ = 0;
   size_t victim_end_ = 0;  // running[victim_end_…] cannot be preempted any more in this step
+  size_t ahead_end_ = SIZE_MAX;  // running[ahead_end_…] are to be preempted: not planned ahead
   bool preempted_ = false;
   bool starved_ = false;  // a running sequence lacks blocks
 };
@@ -108,6 +110,7 @@ void Planner::make_room_for_priority() {
   bool more = true;
   while (more && state_.running_count >= state_.slots) more = preempt_from(first);
   while (more && !fits(head)) more = state_.release_ended(256) || preempt_from(first);
+  if (!more) ahead_end_ = first;
   if (!preempted_) return;
   state_.compact();
   victim_end_ = state_.running.size();
@@ -126,14 +129,14 @@ void Planner::survey() {
     const Entry* entry = state_.running[i];
     if (entry->phase == Phase::kDecode) {
       ++decoding;
-      ready += entry->ready();
+      ready += entry->ready() || may_go_ahead(*entry);
     } else if (entry->ready()) {
       ++prefilling;
       prefill += entry->size - entry->computed;
     }
   }
   // Each plan in flight gets its share of the decode rows, so that every stage has work.
-  const int32_t steps = config.steps_in_flight;
+  const int32_t steps = work_shares(config);
   decode_left_ = std::min({ready, (decoding + steps - 1) / steps, config.max_rows});
   if (prefilling > 0 && config.max_rows > 1) {
     decode_left_ = std::min(decode_left_, config.max_rows - 1);  // prefill is never shut out
@@ -171,6 +174,7 @@ void Planner::prefetch(size_t index) const {
 
 void Planner::plan_running(size_t index) {
   Entry& entry = *state_.running[index];
+  if (may_go_ahead(entry)) return plan_ahead(entry, index);
   if (!entry.running() || !entry.ready()) return;
   const bool decode = entry.phase == Phase::kDecode;
   if (decode && decode_left_ == 0) return;
@@ -181,12 +185,32 @@ void Planner::plan_running(size_t index) {
     if (count == 0) {
       starved_ = true;
     } else if (decode) {
-      emit_decode(entry);
+      emit_decode(entry, entry.newest);
     } else {
       emit_chunk(entry, count);
     }
   }
   promise(entry);
+}
+
+bool Planner::may_go_ahead(const Entry& entry) const {
+  return state_.config.look_ahead && entry.may_go_ahead();
+}
+
+// Plans the token that the entry's row in flight will sample. Nobody is preempted for what may turn
+// out a ghost. Where it lacks a block, nobody ranked after it goes ahead either: those are then not
+// in flight when it comes with its token, and can be preempted.
+void Planner::plan_ahead(Entry& entry, size_t index) {
+  if (decode_left_ == 0 || starved_ || index >= ahead_end_) return;
+  slide_windows(entry);
+  int32_t count = fit(entry, 1);
+  while (count == 0 && state_.release_ended(64)) count = fit(entry, 1);
+  if (count == 0) {
+    starved_ = true;
+    return;
+  }
+  ++state_.rows_ahead;
+  emit_decode(entry, kSampled);
 }
 
 // Newcomers enter in rank order. The first one that does not fit keeps the others out, so that a
@@ -396,14 +420,14 @@ void Planner::slide_windows(Entry& entry) {
   }
 }
 
-// Plans the newest token, which was sampled; fit() found a block for it.
-void Planner::emit_decode(Entry& entry) {
+// Plans the newest token, which was sampled or will be; fit() found a block for it.
+void Planner::emit_decode(Entry& entry, int32_t token) {
   --decode_left_;
   PlanRow& row = plan_.rows.emplace_back();
   FlightRow& flight = flight_.rows.emplace_back();
   row.sample = flight.sample = true;
   row.token_begin = static_cast<int32_t>(plan_.tokens.size());
-  plan_.tokens.push_back(entry.newest);
+  plan_.tokens.push_back(token);
   place(entry, 1, row, flight);
 }
 
@@ -423,7 +447,7 @@ void Planner::emit_chunk(Entry& entry, int32_t count) {
   if (end == entry.size) {
     row.sample = flight.sample = entry.finish() == FinishReason::kNone;
     flight.last = !row.sample;
-    entry.phase = Phase::kDecode;
+    entry.phase = flight.last ? Phase::kEnding : Phase::kDecode;
   }
   if (entry.wants_prompt_logprobs && begin >= entry.reported_to && end <= sequence.prompt_tokens) {
     row.prompt_logprobs = flight.prompt_logprobs = true;
@@ -446,9 +470,14 @@ void Planner::place(Entry& entry, int32_t count, PlanRow& row, FlightRow& flight
   flight.entry = &entry;
   flight.end = entry.computed;
   if (entry.computed > entry.capacity) take_blocks(entry, row);
-  // A row that ends inside the block in which it begins fills none.
+  // A row that ends inside the block in which it begins fills none. A block becomes findable when
+  // the row that fills it is planned, before it is computed. That is right for rows of later plans,
+  // because plans are executed in order, and for other rows of this plan, because a layer writes
+  // the KV of all rows before any row reads it. It stays right if the sequence is aborted or
+  // preempted meanwhile: the plan is executed all the same. If a world dies with plans in flight,
+  // reset_world() forgets all prefixes. What a row ahead fills has no hash yet: see apply().
   if (pool_.config().prefix_cache && (count > 1 || entry.computed == entry.capacity)) {
-    publish_filled(entry, row.position);
+    state_.publish_filled(entry, row.position);
   }
 }
 
@@ -462,21 +491,6 @@ void Planner::take_blocks(Entry& entry, PlanRow& row) {
       const int32_t block = pool_.group(g).take();
       entry.tables[g].blocks.push_back(block);
       plan_.blocks.push_back(block);
-    }
-  }
-}
-
-// A block becomes findable when the row that fills it is planned, before it is computed. That is
-// right for rows of later plans, because plans are executed in order, and for other rows of this
-// plan, because a layer writes the KV of all rows before any row reads it. It stays right if the
-// sequence is aborted or preempted meanwhile: the plan is executed all the same. If a world dies
-// with plans in flight, reset_world() forgets all prefixes.
-void Planner::publish_filled(Entry& entry, int32_t from) {
-  const int32_t full = entry.computed / pool_.block_size();
-  for (int32_t i = from / pool_.block_size(); i < full; ++i) {
-    const PrefixHash hash = entry.chain.at(i, entry.tokens());
-    for (size_t g = 0; g < pool_.groups(); ++g) {
-      pool_.group(g).publish(entry.tables[g].blocks[i], hash);
     }
   }
 }

@@ -97,21 +97,36 @@ void SchedulerState::preempt(Entry& entry) {
 void SchedulerState::retire(Entry& entry) {
   leave_siblings(entry);
   if (looking == &entry) drop_lookup();
-  if (entry.running()) {
-    leave_slot(entry);
-    for (size_t g = 0; g < entry.tables.size(); ++g) {
-      ended.push_back({g, std::move(entry.tables[g].blocks), entry.tables[g].live});
-    }
-  }
   if (!entry.admitted) --queued;
   const auto found = entries.find(entry.id);
   retired.push_back(std::move(found->second));
   entries.erase(found);
+  entry.over = true;
+  entry.phase = Phase::kEnding;
+  if (entry.in_flight == 0) free_room(entry);
+}
+
+void SchedulerState::free_room(Entry& entry) {
+  if (!entry.running()) return;
+  leave_slot(entry);
+  for (size_t g = 0; g < entry.tables.size(); ++g) {
+    ended.push_back({g, std::move(entry.tables[g].blocks), entry.tables[g].live});
+  }
 }
 
 void SchedulerState::compact() {
   std::erase_if(running, [](const Entry* entry) { return !entry->running(); });
-  retired.clear();
+  std::erase_if(retired, [](const EntrySlab::Pointer& entry) { return !entry->running(); });
+}
+
+void SchedulerState::publish_filled(Entry& entry, int32_t from) {
+  const int32_t full = std::min(entry.computed, entry.size) / pool.block_size();
+  for (int32_t i = from / pool.block_size(); i < full; ++i) {
+    const PrefixHash hash = entry.chain.at(i, entry.tokens());
+    for (size_t g = 0; g < pool.groups(); ++g) {
+      pool.group(g).publish(entry.tables[g].blocks[i], hash);
+    }
+  }
 }
 
 bool SchedulerState::release_ended(int64_t most) {

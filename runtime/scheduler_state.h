@@ -25,7 +25,8 @@ enum class Phase : uint8_t {
   kParked,   // waits for a sibling to compute the prompt that they share
   kWaiting,  // in the queue
   kPrefill,  // has a slot; known tokens are still to be planned
-  kDecode,   // has a slot; all known tokens but the newest sampled one are planned
+  kDecode,   // has a slot; at most the newest token, known or in flight, is still to be planned
+  kEnding,   // has a slot; nothing is left to plan
 };
 
 // A sequence and all that the scheduler knows of it. The first cache line is all that planning a
@@ -36,7 +37,7 @@ struct alignas(64) Entry {
 
   SequenceId id = 0;
   int32_t size = 0;       // known tokens
-  int32_t computed = 0;   // positions whose KV exists or is in flight
+  int32_t computed = 0;   // positions whose KV exists or is in flight; size + 1 with a row ahead
   int32_t capacity = 0;   // positions that the block tables cover
   int32_t newest = 0;     // the last token
   int32_t in_flight = 0;  // plans with a row of this sequence
@@ -51,6 +52,7 @@ struct alignas(64) Entry {
   bool aborted = false;    // ends as soon as it is not in flight
   bool admitted = false;   // has had a slot before: `cached` is set, it no longer counts as queued
   bool announced = false;  // first_admission was reported
+  bool over = false;       // had its last event; keeps slot and blocks while a ghost is in flight
 
   std::array<int32_t, 15> tail;  // the last tokens, not in sequence.tokens yet: see tokens()
   int32_t tail_size = 0;
@@ -69,6 +71,11 @@ struct alignas(64) Entry {
   bool running() const { return slot >= 0; }
   // Whether some of its known tokens are in no plan yet.
   bool ready() const { return !aborted && computed < size; }
+  // Whether it waits for the token of its row in flight and, stop ids apart, will go on after it.
+  bool may_go_ahead() const {
+    return phase == Phase::kDecode && in_flight > 0 && computed == size && !aborted &&
+           size + 1 < max_size;
+  }
   void append(int32_t token) {
     tail[tail_size++] = newest = token;
     ++size;
@@ -118,6 +125,9 @@ struct RanksBefore {
   }
 };
 
+// Plans in flight among which the work at hand is divided: one for each stage.
+int32_t work_shares(const SchedulerConfig& config);
+
 struct FlightRow {
   Entry* entry = nullptr;
   SlotId slot = 0;
@@ -157,8 +167,13 @@ class SchedulerState {
   void release_blocks(Entry& entry);  // all of them, the last ones first
   void leave_slot(Entry& entry);
   void preempt(Entry& entry);  // back to the queue; it stays in `running` until compact()
-  void retire(Entry& entry);   // gone; stays in `running` and `retired` until compact()
+  // Gone; stays in `running` and `retired` until compact(), and as long as a row is in flight.
+  void retire(Entry& entry);
+  void free_room(Entry& entry);  // of a retired one: slot and blocks
   void compact();
+
+  // Makes the blocks findable that `entry` fills with known tokens, the one of position `from` on.
+  void publish_filled(Entry& entry, int32_t from);
 
   // Releases up to `most` blocks of ended sequences; false if there are none.
   bool release_ended(int64_t most);
@@ -206,6 +221,8 @@ class SchedulerState {
   uint64_t epoch = 1;
   uint64_t steps = 0;
   uint64_t preemptions = 0;
+  uint64_t rows_ahead = 0;
+  uint64_t ghosts = 0;
   uint64_t lookups = 0;
   uint64_t lookups_dropped = 0;
   bool stalled = false;  // next() found nothing, and nothing has changed since

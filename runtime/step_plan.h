@@ -31,6 +31,10 @@ struct SlotInit {
 
 inline constexpr int32_t kNoBlock = -1;
 
+// In StepPlan::tokens, as the only token of its row: what the slot's row of the step before
+// sampled. Such a step is launched before that token has reached the host.
+inline constexpr int32_t kSampled = -1;
+
 // Consecutive tokens of one slot: a prefill chunk, a decode row, later a verify row.
 struct PlanRow {
   SlotId slot = 0;

@@ -16,8 +16,9 @@ using sim::require;
 
 class Schedule {
  public:
-  explicit Schedule(uint64_t seed)
+  Schedule(uint64_t seed, bool look_ahead)
       : random_(seed),
+        look_ahead_(look_ahead),
         config_(random_config()),
         pool_(random_pool()),
         scheduler_(config_, pool_),
@@ -38,7 +39,11 @@ class Schedule {
   }
 
   // What the schedules covered.
-  static int64_t preemptions, hits, resets, long_lookups, dropped_lookups;
+  struct Coverage {
+    int64_t preemptions = 0, hits = 0, resets = 0, long_lookups = 0, dropped_lookups = 0;
+    int64_t rows_ahead = 0, ghosts = 0;
+  };
+  static Coverage covered;
 
  private:
   int32_t pick(int32_t low, int32_t high) {
@@ -54,7 +59,8 @@ class Schedule {
     config.max_running = pick(1, 10);
     config.max_queue = pick(2, 12);
     config.max_context = pick(6, 60);
-    config.steps_in_flight = chance(40) ? 1 : pick(2, 4);
+    config.look_ahead = look_ahead_;
+    config.steps_in_flight = look_ahead_ ? 2 : chance(40) ? 1 : pick(2, 4);
     config.max_lookups = chance(40) ? 0 : pick(1, 6);
     return config;
   }
@@ -184,7 +190,7 @@ class Schedule {
     scheduler_.reset_world();
     results_.clear();
     was_reset_ = true;
-    ++resets;
+    ++covered.resets;
     take_pending();
   }
 
@@ -206,10 +212,7 @@ class Schedule {
     std::vector<std::byte> bytes;
     encode(plan, bytes);
     const std::vector<std::byte> out = worker_.execute(bytes);
-    Pending pending;
-    decode(out, pending.result);
-    for (const PlanRow& row : plan.rows) pending.slots.push_back(row.slot);
-    results_.push_back(std::move(pending));
+    decode(out, results_.emplace_back());
     for (size_t i = admitted; i < worker_.admitted.size(); ++i)
       check_admission(worker_.admitted[i]);
   }
@@ -219,7 +222,7 @@ class Schedule {
   void check_lookups(const StepPlan& plan, const SchedulerStats& before,
                      const SchedulerStats& after) {
     const auto looked = static_cast<int64_t>(after.lookups - before.lookups);
-    long_lookups += looked > 0 && plan.admitted.empty();
+    covered.long_lookups += looked > 0 && plan.admitted.empty();
     if (plan.rows.size() == plan.admitted.size() || after.lookups_dropped > 0) return;
     int64_t windows = 0;  // seen whole, before the work is counted
     for (const KvSpec& group : pool_.groups) windows += group.window / pool_.block_size + 2;
@@ -243,11 +246,11 @@ class Schedule {
   }
 
   void apply() {
-    Pending pending = std::move(results_.front());
+    const StepResult result = std::move(results_.front());
     results_.pop_front();
-    for (const SlotId slot : pending.slots) --worker_.rows_pending[slot];
+    worker_.applied();
     std::vector<SequenceEvent> events;
-    scheduler_.apply(pending.result, events);
+    scheduler_.apply(result, events);
     for (const SequenceEvent& event : events) take(event);
   }
 
@@ -269,7 +272,7 @@ class Schedule {
       require(
           event.cached_tokens == 0 || (pool_.prefix_cache && given.sampling.prompt_logprobs < 0),
           "a hit where none may be");
-      hits += event.cached_tokens > 0;
+      covered.hits += event.cached_tokens > 0;
     }
     if (event.row != nullptr) {
       require(state.announced, "a row before first_admission");
@@ -285,8 +288,11 @@ class Schedule {
     const SchedulerStats stats = scheduler_.stats();
     require(stats.kv.used == 0, "blocks are still used");
     require(stats.waiting == 0 && stats.running == 0, "sequences are left");
-    preemptions += static_cast<int64_t>(stats.preemptions);
-    dropped_lookups += static_cast<int64_t>(stats.lookups_dropped);
+    covered.preemptions += static_cast<int64_t>(stats.preemptions);
+    covered.dropped_lookups += static_cast<int64_t>(stats.lookups_dropped);
+    covered.rows_ahead += static_cast<int64_t>(stats.rows_ahead);
+    covered.ghosts += static_cast<int64_t>(stats.ghosts);
+    require(worker_.rows_ahead == static_cast<int64_t>(stats.rows_ahead), "rows_ahead");
     for (const auto& [id, state] : states_) {
       const sim::Truth& truth = worker_.truths.at(id);
       const std::vector<int32_t> wanted(truth.tokens.begin() + truth.given.prompt_tokens,
@@ -330,27 +336,20 @@ class Schedule {
     std::vector<int32_t> output;
     std::vector<int32_t> prompt;  // reported targets
   };
-  struct Pending {
-    StepResult result;
-    std::vector<SlotId> slots;
-  };
 
   std::mt19937_64 random_;
+  const bool look_ahead_;
   SchedulerConfig config_;
   KvPoolConfig pool_;
   Scheduler scheduler_;
   sim::Worker worker_;
   std::deque<Sequence> todo_;
-  std::deque<Pending> results_;
+  std::deque<StepResult> results_;
   std::map<SequenceId, State> states_;
   bool was_reset_ = false;
 };
 
-int64_t Schedule::preemptions = 0;
-int64_t Schedule::hits = 0;
-int64_t Schedule::resets = 0;
-int64_t Schedule::long_lookups = 0;
-int64_t Schedule::dropped_lookups = 0;
+Schedule::Coverage Schedule::covered;
 
 // TRIREME_SCHEDULES sets another number, TRIREME_SCHEDULE_SEED the first seed.
 uint64_t from_environment(const char* name, uint64_t otherwise) {
@@ -364,31 +363,38 @@ constexpr uint64_t kSchedules = 2000;
 constexpr uint64_t kSchedules = 12000;
 #endif
 
-TEST(SchedulerProperty, RandomSchedulesEndAsIfEachSequenceRanAlone) {
+class SchedulerProperty : public testing::TestWithParam<bool> {};
+
+INSTANTIATE_TEST_SUITE_P(LookAhead, SchedulerProperty, testing::Bool(),
+                         [](const auto& test) { return test.param ? "on" : "off"; });
+
+TEST_P(SchedulerProperty, RandomSchedulesEndAsIfEachSequenceRanAlone) {
+  Schedule::covered = {};
   const uint64_t count = from_environment("TRIREME_SCHEDULES", kSchedules);
   const uint64_t first = from_environment("TRIREME_SCHEDULE_SEED", 1);
   int failures = 0;
   for (uint64_t seed = first; seed < first + count && failures < 3; ++seed) {
     try {
-      Schedule(seed).run();
+      Schedule(seed, GetParam()).run();
     } catch (const std::exception& error) {
       ADD_FAILURE() << "seed " << seed << ": " << error.what();
       ++failures;
     }
   }
-  RecordProperty("preemptions", std::to_string(Schedule::preemptions));
-  RecordProperty("hits", std::to_string(Schedule::hits));
+  const Schedule::Coverage& covered = Schedule::covered;
   printf(
       "preemptions %ld, sequences with hits %ld, worlds reset %ld, look-ups of several steps %ld, "
-      "given up %ld\n",
-      Schedule::preemptions, Schedule::hits, Schedule::resets, Schedule::long_lookups,
-      Schedule::dropped_lookups);
+      "given up %ld, rows ahead %ld, ghosts %ld\n",
+      covered.preemptions, covered.hits, covered.resets, covered.long_lookups,
+      covered.dropped_lookups, covered.rows_ahead, covered.ghosts);
   if (count < 1000) return;
-  EXPECT_GT(Schedule::preemptions, static_cast<int64_t>(count / 10));
-  EXPECT_GT(Schedule::hits, static_cast<int64_t>(count / 10));
-  EXPECT_GT(Schedule::resets, 0);
-  EXPECT_GT(Schedule::long_lookups, static_cast<int64_t>(count / 10));
-  EXPECT_GT(Schedule::dropped_lookups, static_cast<int64_t>(count / 100));
+  EXPECT_GT(covered.preemptions, static_cast<int64_t>(count / 10));
+  EXPECT_GT(covered.hits, static_cast<int64_t>(count / 10));
+  EXPECT_GT(covered.resets, 0);
+  EXPECT_GT(covered.long_lookups, static_cast<int64_t>(count / 10));
+  EXPECT_GT(covered.dropped_lookups, static_cast<int64_t>(count / 100));
+  EXPECT_EQ(covered.rows_ahead > static_cast<int64_t>(count), GetParam());
+  EXPECT_EQ(covered.ghosts > static_cast<int64_t>(count / 10), GetParam());
 }
 
 }  // namespace

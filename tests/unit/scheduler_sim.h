@@ -9,10 +9,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/scheduler.h"
@@ -90,22 +92,27 @@ class Worker {
   }
 
   std::map<uint64_t, Truth> truths;
-  std::vector<SequenceId> admitted;        // in order of admission, again after preemption
-  std::map<SlotId, int32_t> rows_pending;  // rows of plans that were not applied
+  std::vector<SequenceId> admitted;  // in order of admission, again after preemption
+  int64_t rows_ahead = 0;            // that left their token open
+
+  // The result of the oldest plan executed was applied.
+  void applied() { pending_.pop_front(); }
 
   std::vector<std::byte> execute(const std::vector<std::byte>& bytes) {
     StepPlan plan;
     decode(bytes, plan);
     if (plan.epoch != epoch_) {
       slots_.clear();
-      rows_pending.clear();
+      pending_.clear();
       for (auto& group : cache_) std::fill(group.begin(), group.end(), 0);
       epoch_ = plan.epoch;
     }
     require(plan.step == ++step_, "steps are not consecutive");
     for (const SlotInit& init : plan.admitted) take_slot(init);
     check_limits(plan);
-    for (const PlanRow& row : plan.rows) write(plan, row);
+    Pending pending;
+    for (const PlanRow& row : plan.rows) write(plan, row, pending);
+    pending_.push_back(std::move(pending));
     StepResult result{plan.step, {}};
     for (const PlanRow& row : plan.rows) read(plan, row, result);
     std::vector<std::byte> out;
@@ -120,11 +127,23 @@ class Worker {
     std::vector<std::vector<int32_t>> tables;
     int32_t computed = 0;
     bool sampled = false;
+    int32_t newest = -1;           // the token sampled last
+    int32_t newest_position = -1;  // where it belongs
+  };
+
+  // What an executed plan names until its result is applied.
+  struct Pending {
+    std::set<SlotId> slots;
+    // (group, block) that it writes. Not of windowed groups: what is behind the window may be
+    // written again, since plans are executed in order.
+    std::set<std::pair<int32_t, int32_t>> blocks;
   };
 
   void take_slot(const SlotInit& init) {
     require(init.slot < slot_count(config_), "slot id is too large");
-    require(rows_pending[init.slot] == 0, "a slot is taken while its rows are in flight");
+    for (const Pending& plan : pending_) {
+      require(!plan.slots.contains(init.slot), "a slot is taken while its rows are in flight");
+    }
     const auto found = truths.find(init.sampling.seed);
     require(found != truths.end(), "an unknown sequence is admitted");
     Truth& truth = found->second;
@@ -173,7 +192,16 @@ class Worker {
     return of[g][static_cast<size_t>(block) * pool_.block_size + at % pool_.block_size];
   }
 
-  void write(const StepPlan& plan, const PlanRow& row) {
+  int32_t token_of(const Slot& slot, const StepPlan& plan, const PlanRow& row, int32_t i) {
+    const int32_t token = plan.tokens[row.token_begin + i];
+    if (token != kSampled) return token;
+    require(config_.look_ahead, "a token is left open without look_ahead");
+    require(row.count == 1 && slot.newest_position == row.position, "no such token was sampled");
+    ++rows_ahead;
+    return slot.newest;
+  }
+
+  void write(const StepPlan& plan, const PlanRow& row, Pending& pending) {
     Slot& slot = slots_[row.slot];
     const auto groups = static_cast<int32_t>(cache_.size());
     require(row.position == slot.computed, "a row does not go on where the slot ended");
@@ -182,20 +210,29 @@ class Worker {
     for (int32_t g = 0; g < groups; ++g) {
       const auto from = plan.blocks.begin() + row.block_begin + g * row.block_count;
       slot.tables[g].insert(slot.tables[g].end(), from, from + row.block_count);
+      for (const Pending& before : pending_) {
+        for (auto block = from; block < from + row.block_count; ++block) {
+          require(!before.blocks.contains({g, *block}), "a block is taken that is being written");
+        }
+      }
     }
     for (int32_t i = 0; i < row.count; ++i) {
       const int32_t at = row.position + i;
       require(at < static_cast<int32_t>(slot.truth->tokens.size()), "more tokens than there are");
-      require(plan.tokens[row.token_begin + i] == slot.truth->tokens[at], "a wrong token");
+      require(at < final_kv_tokens(slot.truth->given, config_.max_context), "beyond the limits");
+      require(token_of(slot, plan, row, i) == slot.truth->tokens[at], "a wrong token");
       for (int32_t g = 0; g < groups; ++g) {
         cell(cache_, slot, g, at) = slot.truth->content[at];
+        if (pool_.groups[g].window == 0) {
+          pending.blocks.insert({g, slot.tables[g][at / pool_.block_size]});
+        }
         uint64_t& stamp = cell(written_, slot, g, at);
         require(stamp != plan.step, "two rows write one position");
         stamp = plan.step;
       }
     }
     slot.computed += row.count;
-    ++rows_pending[row.slot];
+    pending.slots.insert(row.slot);
   }
 
   void read(const StepPlan& plan, const PlanRow& row, StepResult& result) {
@@ -219,6 +256,8 @@ class Worker {
     if (row.sample) {
       out.token = sample(last, slot.sampling, end - slot.truth->given.prompt_tokens);
       slot.sampled = true;
+      slot.newest = out.token;
+      slot.newest_position = end;
     }
     if (!row.prompt_logprobs) return;
     for (int32_t i = 0; i < row.count; ++i) {
@@ -233,6 +272,7 @@ class Worker {
   std::map<SlotId, Slot> slots_;
   std::vector<std::vector<uint64_t>> cache_;    // [group][block * block_size + offset]
   std::vector<std::vector<uint64_t>> written_;  // the step that wrote it last
+  std::deque<Pending> pending_;
   uint64_t epoch_ = 0;
   uint64_t step_ = 0;
 };
