@@ -8,111 +8,13 @@
 #include "runtime/logit_rows.h"
 #include "runtime/rng.h"
 #include "runtime/sampler_exchange.h"
+#include "runtime/sampler_work.h"
 
 namespace trireme {
 namespace {
 
 constexpr int64_t kFirstCandidates = 64;
 constexpr int64_t kGrowth = 4;
-
-enum class Path : uint8_t {
-  kNone,  // scoring only
-  kGreedy,
-  kWhole,       // temperature alone: drawn where the logits are
-  kMinP,        // as kWhole, once the global maximum is known
-  kCandidates,  // top_k, top_p: drawn from a sorted prefix
-};
-
-// A row on its way through one call of sample().
-struct Work {
-  const SampleRow* row = nullptr;
-  int32_t index = 0;  // of the logits
-  Path path = Path::kNone;
-  bool logprobs = false;
-  int64_t top = 0;  // best raw logits wanted
-  float raw_max = 0.0f;
-  double raw_log_sum = 0.0;  // of e^logit over the vocabulary
-  Draw draw;
-  int64_t total_mass = 0;     // with temperature; where top_p needs it
-  int64_t candidates = 0;     // to send per rank in the next round; 0: decided
-  bool by_threshold = false;  // top_p keeps many: its threshold is searched instead
-  int bucket = 0;             // where the threshold lies
-  int64_t bucket_before = 0;  // mass of the better buckets
-  int64_t bucket_tokens = 0;  // in that bucket: the most on any rank
-  std::vector<Candidate> local;
-  std::vector<Candidate> merged;
-  int32_t token = -1;
-};
-
-bool cuts_by_k(const SamplingParams& params, int64_t vocab) {
-  return params.top_k > 0 && params.top_k < vocab;
-}
-
-Path path_of(const SamplingParams* params, int64_t vocab) {
-  if (params == nullptr) return Path::kNone;
-  if (params->greedy()) return Path::kGreedy;
-  if (cuts_by_k(*params, vocab) || params->top_p < 1.0f) return Path::kCandidates;
-  return params->min_p > 0.0f ? Path::kMinP : Path::kWhole;
-}
-
-float inverse_for_mass(const Draw& draw) {
-  return static_cast<float>(std::min(draw.inverse_temperature, 1e30));
-}
-
-double needed_mass(const Work& work) {
-  return static_cast<double>(work.row->params->top_p) * static_cast<double>(work.total_mass);
-}
-
-bool better_candidate(const Candidate& a, const Candidate& b) { return better(a, b); }
-
-// How far the merged candidates are beyond doubt: a token that some rank held back is worse than
-// the last one that rank sent.
-struct Certainty {
-  bool complete = true;  // nobody held anything back
-  Candidate worst_sent;  // the best of the last candidates of the ranks that held some back
-  void held_back(const Candidate& last) {
-    if (complete || better(last, worst_sent)) worst_sent = last;
-    complete = false;
-  }
-  size_t known(const std::vector<Candidate>& merged) const {
-    if (complete) return merged.size();
-    return static_cast<size_t>(
-        std::upper_bound(merged.begin(), merged.end(), worst_sent, better_candidate) -
-        merged.begin());
-  }
-};
-
-// The length of the prefix of work.merged that top_k, top_p and min_p keep, or -1 if the
-// candidates do not prove it yet.
-int64_t kept_prefix(const Work& work, const Certainty& certainty, int64_t vocab) {
-  const SamplingParams& params = *work.row->params;
-  const auto& merged = work.merged;
-  const size_t known = certainty.known(merged);
-  const bool by_k = cuts_by_k(params, vocab);
-  const size_t limit = by_k ? std::min(static_cast<size_t>(params.top_k), known) : known;
-  const bool whole = certainty.complete || (by_k && known >= static_cast<size_t>(params.top_k));
-  const bool by_p = params.top_p < 1.0f;
-  double needed = 0.0;
-  if (by_p) {
-    int64_t mass = work.total_mass;
-    if (by_k) {
-      if (!whole) return -1;
-      mass = 0;
-      for (size_t i = 0; i < limit; ++i) {
-        mass += mass_of(merged[i].logit, merged[0].logit, inverse_for_mass(work.draw));
-      }
-    }
-    needed = static_cast<double>(params.top_p) * static_cast<double>(mass);
-  }
-  int64_t before = 0;
-  for (size_t i = 0; i < limit; ++i) {
-    if (i > 0 && by_p && static_cast<double>(before) >= needed) return static_cast<int64_t>(i);
-    if (i > 0 && !work.draw.keeps(merged[i].logit)) return static_cast<int64_t>(i);
-    if (by_p) before += mass_of(merged[i].logit, merged[0].logit, inverse_for_mass(work.draw));
-  }
-  const bool reached = by_p && !by_k && static_cast<double>(before) >= needed && limit > 0;
-  return whole || reached ? static_cast<int64_t>(limit) : -1;
-}
 
 }  // namespace
 
@@ -124,9 +26,9 @@ struct Sampler::State {
         logits(of_logits != nullptr ? std::move(of_logits) : std::make_unique<HostLogitRows>()) {}
 
   void begin(std::span<const SampleRow> rows);
-  LogitQuestion& ask(const Work& work, LogitQuestion::Kind kind);
-  LogitQuestion& ask_top(Work& work, int64_t count);
-  LogitQuestion& ask_with_mass(const Work& work, LogitQuestion::Kind kind);
+  LogitQuestion& ask(const SamplerWork& work, LogitQuestion::Kind kind);
+  LogitQuestion& ask_top(SamplerWork& work, int64_t count);
+  LogitQuestion& ask_with_mass(const SamplerWork& work, LogitQuestion::Kind kind);
   void answer() { logits->answer(questions); }
   void raw_statistics();
   void adjust();
@@ -134,8 +36,8 @@ struct Sampler::State {
   void candidate_round(bool with_mass);
   void find_buckets();
   void find_thresholds();
-  void draw_locally(bool (*which)(const Work&));
-  void choose_among_candidates(Work& work, const Certainty& certainty);
+  void draw_locally(bool (*which)(const SamplerWork&));
+  void choose_among_candidates(SamplerWork& work, const CandidateCertainty& certainty);
   void chosen_logprobs(std::vector<Sampled>& out);
 
   Communicator& tp;
@@ -147,9 +49,9 @@ struct Sampler::State {
   std::vector<LogitAdjustment> adjustments;
   std::vector<std::array<int64_t, kMassBuckets>> bucket_masses;
   Exchange exchange;
-  std::vector<Work> works;  // grows to the most rows seen
-  size_t count = 0;         // rows of this call
-  std::span<Work> active() { return std::span(works).first(count); }
+  std::vector<SamplerWork> works;  // grows to the most rows seen
+  size_t count = 0;                // rows of this call
+  std::span<SamplerWork> active() { return std::span(works).first(count); }
   template <typename Predicate>
   bool any(Predicate predicate) {
     return std::any_of(works.begin(), works.begin() + static_cast<std::ptrdiff_t>(count),
@@ -158,14 +60,14 @@ struct Sampler::State {
 };
 
 // The next question of this round; its answer is read in the same order.
-LogitQuestion& Sampler::State::ask(const Work& work, LogitQuestion::Kind kind) {
+LogitQuestion& Sampler::State::ask(const SamplerWork& work, LogitQuestion::Kind kind) {
   LogitQuestion& question = questions.emplace_back();
   question.kind = kind;
   question.row = work.index;
   return question;
 }
 
-LogitQuestion& Sampler::State::ask_top(Work& work, int64_t wanted) {
+LogitQuestion& Sampler::State::ask_top(SamplerWork& work, int64_t wanted) {
   LogitQuestion& question = ask(work, LogitQuestion::Kind::kTop);
   question.count = wanted;
   question.list = &work.local;
@@ -173,7 +75,7 @@ LogitQuestion& Sampler::State::ask_top(Work& work, int64_t wanted) {
 }
 
 // A question about masses after the temperature.
-LogitQuestion& Sampler::State::ask_with_mass(const Work& work, LogitQuestion::Kind kind) {
+LogitQuestion& Sampler::State::ask_with_mass(const SamplerWork& work, LogitQuestion::Kind kind) {
   LogitQuestion& question = ask(work, kind);
   question.max = static_cast<float>(work.draw.max);
   question.inverse_temperature = inverse_for_mass(work.draw);
@@ -184,7 +86,7 @@ void Sampler::State::begin(std::span<const SampleRow> rows) {
   count = rows.size();
   if (works.size() < count) works.resize(count);
   for (size_t i = 0; i < count; ++i) {
-    Work& work = works[i];
+    SamplerWork& work = works[i];
     const SamplingParams* params = rows[i].params;
     work.row = &rows[i];
     work.index = static_cast<int32_t>(i);
@@ -197,14 +99,14 @@ void Sampler::State::begin(std::span<const SampleRow> rows) {
     work.draw = {};
     work.candidates = 0;
     work.by_threshold = false;
-    if (params == nullptr || work.path == Path::kGreedy) continue;
+    if (params == nullptr || work.path == SamplerPath::kGreedy) continue;
     work.draw.key = draw_key(params->seed, rows[i].output_index,
                              static_cast<uint32_t>(rows[i].position), rows[i].draw);
     work.draw.inverse_temperature = 1.0 / static_cast<double>(params->temperature);
     if (params->min_p > 0.0f) {
       work.draw.log_min_p = std::log(std::min(1.0, static_cast<double>(params->min_p)));
     }
-    if (work.path != Path::kCandidates) continue;
+    if (work.path != SamplerPath::kCandidates) continue;
     const bool by_k = cuts_by_k(*params, vocab_size);
     work.candidates =
         by_k ? std::min<int64_t>(params->top_k, kFirstCandidates * kGrowth) : kFirstCandidates;
@@ -213,17 +115,17 @@ void Sampler::State::begin(std::span<const SampleRow> rows) {
 
 // log of the sum, and the best of the raw logits, before anything is adjusted.
 void Sampler::State::raw_statistics() {
-  const auto wants = [](const Work& work) { return work.logprobs; };
+  const auto wants = [](const SamplerWork& work) { return work.logprobs; };
   if (!any(wants)) return;
   questions.clear();
-  for (const Work& work : active()) {
+  for (const SamplerWork& work : active()) {
     if (work.logprobs) ask(work, LogitQuestion::Kind::kBest);
   }
   answer();
   exchange.clear();
   for (const LogitQuestion& question : questions) exchange.put(question.best);
   exchange.gather(tp);
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (!work.logprobs) continue;
     work.raw_max = -std::numeric_limits<float>::infinity();
     for (int rank = 0; rank < tp.size(); ++rank) {
@@ -232,7 +134,7 @@ void Sampler::State::raw_statistics() {
     }
   }
   questions.clear();
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (!work.logprobs) continue;
     ask(work, LogitQuestion::Kind::kMass).max = work.raw_max;
     if (work.top > 0 && largest_part > 0) ask_top(work, std::min(work.top, largest_part));
@@ -240,7 +142,7 @@ void Sampler::State::raw_statistics() {
   answer();
   exchange.clear();
   auto next = questions.begin();
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (!work.logprobs) continue;
     exchange.put(next++->mass);
     const int64_t sent = std::min(work.top, largest_part);
@@ -250,7 +152,7 @@ void Sampler::State::raw_statistics() {
     for (const Candidate& candidate : work.local) exchange.put(candidate);
   }
   exchange.gather(tp);
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (!work.logprobs) continue;
     int64_t mass = 0;
     work.merged.clear();
@@ -272,8 +174,8 @@ void Sampler::State::raw_statistics() {
 
 void Sampler::State::adjust() {
   adjustments.clear();
-  for (const Work& work : active()) {
-    if (work.path == Path::kNone) continue;
+  for (const SamplerWork& work : active()) {
+    if (work.path == SamplerPath::kNone) continue;
     const SamplingParams& params = *work.row->params;
     LogitAdjustment one;
     one.row = work.index;
@@ -304,10 +206,10 @@ void Sampler::State::first_round() {
     Candidate best;
   };
   questions.clear();
-  for (const Work& work : active()) {
-    if (work.path == Path::kWhole) {
+  for (const SamplerWork& work : active()) {
+    if (work.path == SamplerPath::kWhole) {
       ask(work, LogitQuestion::Kind::kDraw).draw = work.draw;
-    } else if (work.path != Path::kNone) {
+    } else if (work.path != SamplerPath::kNone) {
       ask(work, LogitQuestion::Kind::kBest);
     }
   }
@@ -319,8 +221,8 @@ void Sampler::State::first_round() {
                        : Lead{0.0, question.best});
   }
   exchange.gather(tp);
-  for (Work& work : active()) {
-    if (work.path == Path::kNone) continue;
+  for (SamplerWork& work : active()) {
+    if (work.path == SamplerPath::kNone) continue;
     Candidate best;
     Scored drawn;
     for (int rank = 0; rank < tp.size(); ++rank) {
@@ -330,26 +232,26 @@ void Sampler::State::first_round() {
       const Scored scored{lead.score, lead.best.token};
       if (better(scored, drawn)) drawn = scored;
     }
-    if (work.path == Path::kGreedy) work.token = best.token;
-    if (work.path == Path::kWhole) work.token = drawn.token;
+    if (work.path == SamplerPath::kGreedy) work.token = best.token;
+    if (work.path == SamplerPath::kWhole) work.token = drawn.token;
     work.draw.max = static_cast<double>(best.logit);
     if (best.token < 0) work.candidates = 0;  // nothing left
-    if (best.token < 0 && work.path == Path::kMinP) work.path = Path::kGreedy;
+    if (best.token < 0 && work.path == SamplerPath::kMinP) work.path = SamplerPath::kGreedy;
   }
 }
 
 // Rows whose limits are thresholds that every rank knows: each draws from its own part.
-void Sampler::State::draw_locally(bool (*which)(const Work&)) {
+void Sampler::State::draw_locally(bool (*which)(const SamplerWork&)) {
   if (!any(which)) return;
   questions.clear();
-  for (const Work& work : active()) {
+  for (const SamplerWork& work : active()) {
     if (which(work)) ask(work, LogitQuestion::Kind::kDraw).draw = work.draw;
   }
   answer();
   exchange.clear();
   for (const LogitQuestion& question : questions) exchange.put(question.drawn);
   exchange.gather(tp);
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (!which(work)) continue;
     Scored drawn;
     for (int rank = 0; rank < tp.size(); ++rank) {
@@ -364,7 +266,7 @@ void Sampler::State::draw_locally(bool (*which)(const Work&)) {
 void Sampler::State::find_buckets() {
   questions.clear();
   bucket_masses.assign(count, {});
-  for (const Work& work : active()) {
+  for (const SamplerWork& work : active()) {
     if (!work.by_threshold) continue;
     ask_with_mass(work, LogitQuestion::Kind::kBucketMasses).masses =
         bucket_masses[static_cast<size_t>(work.index)];
@@ -376,7 +278,7 @@ void Sampler::State::find_buckets() {
   }
   exchange.gather(tp);
   questions.clear();
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (!work.by_threshold) continue;
     std::array<int64_t, kMassBuckets> masses{};
     for (int rank = 0; rank < tp.size(); ++rank) {
@@ -398,11 +300,11 @@ void Sampler::State::find_buckets() {
   }
   answer();
   exchange.clear();
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (work.by_threshold) exchange.put(static_cast<int64_t>(work.local.size()));
   }
   exchange.gather(tp);
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (!work.by_threshold) continue;
     work.bucket_tokens = 0;
     for (int rank = 0; rank < tp.size(); ++rank) {
@@ -414,13 +316,13 @@ void Sampler::State::find_buckets() {
 // Second half: that bucket's tokens in order give the last one that is kept.
 void Sampler::State::find_thresholds() {
   exchange.clear();
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (!work.by_threshold) continue;
     work.local.resize(static_cast<size_t>(work.bucket_tokens));
     for (const Candidate& candidate : work.local) exchange.put(candidate);
   }
   exchange.gather(tp);
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (!work.by_threshold) continue;
     work.merged.clear();
     for (int rank = 0; rank < tp.size(); ++rank) {
@@ -443,12 +345,12 @@ void Sampler::State::find_thresholds() {
 
 // One round of candidates for the rows that are not decided, all in one message.
 void Sampler::State::candidate_round(bool with_mass) {
-  const auto wants_mass = [&](const Work& work) {
+  const auto wants_mass = [&](const SamplerWork& work) {
     const SamplingParams& params = *work.row->params;
     return with_mass && params.top_p < 1.0f && !cuts_by_k(params, vocab_size);
   };
   questions.clear();
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (work.candidates == 0) continue;
     work.candidates = std::min(work.candidates, largest_part);
     ask_top(work, work.candidates);
@@ -457,7 +359,7 @@ void Sampler::State::candidate_round(bool with_mass) {
   answer();
   exchange.clear();
   auto next = questions.begin();
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (work.candidates == 0) continue;
     work.local.resize(static_cast<size_t>(work.candidates));
     exchange.put(next++->left_out);
@@ -465,9 +367,9 @@ void Sampler::State::candidate_round(bool with_mass) {
     for (const Candidate& candidate : work.local) exchange.put(candidate);
   }
   exchange.gather(tp);
-  for (Work& work : active()) {
+  for (SamplerWork& work : active()) {
     if (work.candidates == 0) continue;
-    Certainty certainty;
+    CandidateCertainty certainty;
     work.merged.clear();
     for (int rank = 0; rank < tp.size(); ++rank) {
       const bool truncated = exchange.take<bool>(rank);
@@ -486,7 +388,8 @@ void Sampler::State::candidate_round(bool with_mass) {
   }
 }
 
-void Sampler::State::choose_among_candidates(Work& work, const Certainty& certainty) {
+void Sampler::State::choose_among_candidates(SamplerWork& work,
+                                             const CandidateCertainty& certainty) {
   const int64_t kept = kept_prefix(work, certainty, vocab_size);
   if (kept < 0) {
     work.by_threshold = !cuts_by_k(*work.row->params, vocab_size);
@@ -504,19 +407,19 @@ void Sampler::State::choose_among_candidates(Work& work, const Certainty& certai
 
 // The raw logit of the chosen (or target) token comes from the rank that holds it.
 void Sampler::State::chosen_logprobs(std::vector<Sampled>& out) {
-  const auto wants = [](const Work& work) { return work.logprobs && work.token >= 0; };
+  const auto wants = [](const SamplerWork& work) { return work.logprobs && work.token >= 0; };
   if (!any(wants)) return;
-  const auto holds = [&](const Work& work) {
+  const auto holds = [&](const SamplerWork& work) {
     return work.token >= vocab.begin && work.token < vocab.end();
   };
   questions.clear();
-  for (const Work& work : active()) {
+  for (const SamplerWork& work : active()) {
     if (wants(work) && holds(work)) ask(work, LogitQuestion::Kind::kRaw).token = work.token;
   }
   answer();
   exchange.clear();
   auto next = questions.begin();
-  for (const Work& work : active()) {
+  for (const SamplerWork& work : active()) {
     if (!wants(work)) continue;
     struct Held {
       float logit;
@@ -567,14 +470,14 @@ void Sampler::sample(MatrixView logits, std::span<const SampleRow> rows,
       out[i].top.push_back({candidate.token, static_cast<float>(logprob)});
     }
   }
-  if (state.any([](const Work& work) { return work.path != Path::kNone; })) {
+  if (state.any([](const SamplerWork& work) { return work.path != SamplerPath::kNone; })) {
     state.adjust();
     state.first_round();
   }
-  state.draw_locally([](const Work& work) { return work.path == Path::kMinP; });
-  const auto undecided = [](const Work& work) { return work.candidates > 0; };
+  state.draw_locally([](const SamplerWork& work) { return work.path == SamplerPath::kMinP; });
+  const auto undecided = [](const SamplerWork& work) { return work.candidates > 0; };
   for (bool first = true; state.any(undecided); first = false) state.candidate_round(first);
-  const auto by_threshold = [](const Work& work) { return work.by_threshold; };
+  const auto by_threshold = [](const SamplerWork& work) { return work.by_threshold; };
   if (state.any(by_threshold)) {
     state.find_buckets();
     state.find_thresholds();
