@@ -26,7 +26,8 @@ endfunction()
 # trireme_test(NAME SOURCES a.cc [DEPENDS lib…] [RANKS n] [TIMEOUT s] [LABELS l…]): one GoogleTest
 # program and one ctest entry, under mpirun with RANKS ranks where that is given. Its folder under
 # tests/ is a label too. The targets unit_tests (unit and kernels) and thread_tests (label threads)
-# build what the sanitizer runs need.
+# build what the sanitizer runs need, gpu_tests what launch/test --gpu runs.
+add_custom_target(gpu_tests)
 add_custom_target(unit_tests)
 add_custom_target(thread_tests)
 function(trireme_test name)

@@ -6,7 +6,7 @@ if(TRIREME_HAVE_CUDA)
     set_tests_properties(gpu_${area}_test PROPERTIES TIMEOUT 120 LABELS gpu
       SKIP_REGULAR_EXPRESSION "${no_gpu}" RESOURCE_LOCK gpu ENVIRONMENT
       "GTEST_FILTER=Gpu/*;TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme")
-    add_dependencies(kernels_${area}_test trireme_cuda)
+    add_dependencies(gpu_tests kernels_${area}_test trireme_cuda)
   endforeach()
 
   # Single kernels, below the backend: programs of the module's own objects.
@@ -16,6 +16,7 @@ if(TRIREME_HAVE_CUDA)
                           CUDA::cudart_static CUDA::cublasLt)
     target_compile_options(cuda_${area}_test PRIVATE
       $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra --expt-relaxed-constexpr>)
+    add_dependencies(gpu_tests cuda_${area}_test)
     add_test(NAME cuda_${area}_test COMMAND cuda_${area}_test)
     set_tests_properties(cuda_${area}_test PROPERTIES TIMEOUT 180 LABELS gpu SKIP_RETURN_CODE 77
       SKIP_REGULAR_EXPRESSION "${no_gpu}" RESOURCE_LOCK gpu)
