@@ -326,6 +326,37 @@ TEST_P(StepTest, ReplaysSeeEachStepsInputs) {
   }
 }
 
+// A step with more KV groups than ever before needs room elsewhere: what was recorded is done anew.
+TEST_P(StepTest, RecordedWorkOutlivesNoMove) {
+  Backend& b = backend(2);
+  ThreadPool pool(2);
+  const auto reference = make_cpu_backend(pool, CpuIsa::kReference);
+  const Sources sources(b, random_);
+  SmallDecoder tested(b, sources, 100), exact(*reference, sources, 100);
+  Sequences sequences(random_, 100);
+  for (int i = 0; i < 5; ++i) sequences.add();
+  const auto run = [&](const StepPlan& plan, bool recorded) {
+    exact.begin(plan);
+    tested.begin(plan);
+    const auto want = exact.run(false);
+    expect_close(relative_l2(tested.run(recorded), want), tolerance());
+  };
+  run(sequences.plan({9, 2, 30, 2, 17}), false);
+  const std::vector<int> decode(5, 1);
+  for (int i = 0; i < 4; ++i) run(sequences.plan(decode), true);
+  EXPECT_EQ(tested.works(), on_gpu() ? 2 : 4);
+  {
+    const int32_t block = 0;
+    const std::vector<std::vector<AttentionRow>> groups(7, {{0, 1, 0, &block}});
+    const std::vector<int> windows(7, 0);
+    const std::vector<int32_t> token{1};
+    b.begin_step({token, groups, windows, token, kKvHeads, kDim, kBlockSize});
+    b.synchronize();
+  }
+  for (int i = 0; i < 4; ++i) run(sequences.plan(decode), true);
+  EXPECT_EQ(tested.works(), on_gpu() ? 4 : 8);
+}
+
 TRIREME_ON_CPU(StepTest);
 TRIREME_ON_GPU(StepTest);
 
