@@ -313,14 +313,23 @@ void compare(Device& device, double read_gb_s) {
 }
 
 constexpr SkinnyShape kShapes[] = {
-    {4, 4},          {4, 3},          {4, 2},          {2, 6},         {2, 8},
-    {1, 8},          {8, 2},          {0, 4, 1},       {0, 4, 2},      {0, 4, 3},
-    {0, 6, 1},       {0, 6, 2},       {0, 6, 3},       {0, 8, 1},      {0, 8, 2},
-    {0, 3, 1, true}, {0, 3, 2, true}, {0, 4, 1, true}, {0, 4, 2, true}};
+    {4, 4},
+    {4, 3},
+    {2, 6},
+    {8, 2},
+    {0, 0, 1, false, true},
+    {0, 0, 2, false, true},
+    {0, 8, 1, true, true},
+    {0, 0, 1, true, true},
+    {0, 0, 2, true, true},
+    {0, 4, 2, true, true},
+    {0, 3, 2, true, true},
+    {0, 6, 2, false, true},
+};
 std::string name_of(const SkinnyShape& s) {
   char name[32];
-  std::snprintf(name, sizeof(name), s.groups == 0 ? "%d,%dx%d%s" : "%d,%d", s.groups, s.depth,
-                s.per_sm, s.wide ? "w" : "");
+  std::snprintf(name, sizeof(name), s.groups == 0 ? "%d,%dx%d%s%s" : "%d,%d", s.groups, s.depth,
+                s.per_sm, s.wide ? "w" : "", s.alone ? "a" : "");
   return name;
 }
 
@@ -342,7 +351,7 @@ void list_shapes(Device& device) {
     std::printf("\n");
   };
   for (const Dims& dims : kDims) {
-    for (int tokens : {1, 4, 8, 16}) row(dims, tokens, false, true);
+    for (int tokens : {1, 2, 4, 8, 12, 16}) row(dims, tokens, false, true);
     row(dims, 1, true, true);
     row(dims, 8, true, true);
     row(dims, 16, true, true);

@@ -11,7 +11,7 @@ namespace trireme::cuda {
 namespace {
 
 constexpr int kMaxDevices = 64;
-constexpr int kStaticShared = 256;  // bytes that kernels use besides what they are launched with
+constexpr int kStaticShared = 512;  // bytes that kernels use besides what they are launched with
 
 bool is_gated(GemmOut kind) { return kind == GemmOut::kSwiGlu || kind == GemmOut::kGeGlu; }
 
@@ -97,24 +97,35 @@ void launch_tile(const SkinnyArgs& args, Launch how) {
   return launch<skinny_kernel<kGroups, kDepth, false, false>>(args, how);
 }
 
-template <int kDepth, int kWide>
-bool launch_walk(const SkinnyArgs& args, const SkinnyShape& shape, Launch how) {
+template <int kWide>
+bool launch_walk(SkinnyArgs args, const SkinnyShape& shape, Launch how) {
   const DeviceFacts& facts = facts_of(how.device);
   if (!facts.hopper) return false;
+  const bool norm = args.gemm.norm != nullptr;
   const int64_t groups = (args.out_rows + 7) / 8;
   how.blocks =
       static_cast<int>(std::min<int64_t>(groups, int64_t{facts.multiprocessors} * shape.per_sm));
   how.threads = kWarps * 32 + 32;
+  args.depth = shape.depth;
+  if (args.depth == 0) {
+    const int budget = (facts.shared_bytes + 1024) / shape.per_sm - 1024 - 256;
+    const int rest = WalkLayout(0, args.gemm.cols, args.gemm.tokens, norm).total;
+    args.depth = std::min((budget - rest) / Stage<kWide>::kBytes, shape.most);
+    if (args.depth < 3) return false;
+  }
   how.shared_bytes =
-      WalkLayout(kDepth * Stage<kWide>::kBytes, args.gemm.cols, args.gemm.tokens).total;
+      WalkLayout(args.depth * Stage<kWide>::kBytes, args.gemm.cols, args.gemm.tokens, norm).total;
   if (how.shared_bytes > facts.shared_bytes) return false;
+  if (shape.alone) {
+    how.shared_bytes = std::max(how.shared_bytes, (facts.shared_bytes + 1024) / (shape.per_sm + 1));
+  }
   const bool many = args.gemm.tokens > 8;
-  if (args.gemm.norm != nullptr) {
-    many ? launch<skinny_walk_kernel<kDepth, kWide, true, true>>(args, how)
-         : launch<skinny_walk_kernel<kDepth, kWide, false, true>>(args, how);
+  if (norm) {
+    many ? launch<skinny_walk_kernel<kWide, true, true>>(args, how)
+         : launch<skinny_walk_kernel<kWide, false, true>>(args, how);
   } else {
-    many ? launch<skinny_walk_kernel<kDepth, kWide, true, false>>(args, how)
-         : launch<skinny_walk_kernel<kDepth, kWide, false, false>>(args, how);
+    many ? launch<skinny_walk_kernel<kWide, true, false>>(args, how)
+         : launch<skinny_walk_kernel<kWide, false, false>>(args, how);
   }
   return true;
 }
@@ -134,11 +145,24 @@ void check(const Gemm& gemm) {
 
 }  // namespace
 
+// From a table measured on an H100 (bench/cuda_gemm_bench.cu shapes).
 SkinnyShape choose_skinny_shape(const Gemm& gemm) {
-  const int64_t groups = (gemm.rows + 7) / 8;
-  if (groups >= 4 * 120) return {4, 4};
-  if (groups >= 2 * 100 || is_gated(gemm.kind)) return {2, 6};
-  return {1, 8};
+  const bool norm = gemm.norm != nullptr;
+  const int64_t weight_bytes = gemm.rows * gemm.cols * 2;
+  const int64_t x_bytes = gemm.tokens * gemm.cols * 2;
+  const bool tall = gemm.rows >= 12288;
+  const bool walks = weight_bytes >= (16 << 20) && x_bytes <= (tall ? 128 << 10 : 112 << 10) &&
+                     (tall || (gemm.tokens <= 8 && !norm)) &&
+                     facts_of(current_device()).shared_bytes >= (200 << 10) &&
+                     facts_of(current_device()).hopper;
+  if (walks) {
+    if (x_bytes <= (32 << 10) && gemm.cols < 7168 && !norm) return {0, 0, 2, true, true};
+    return {0, 0, 1, !tall || gemm.cols < 7168, true};
+  }
+  const int64_t blocks_of_4 = (gemm.rows + 31) / 32;
+  if (blocks_of_4 < 64) return {2, 6};
+  if (blocks_of_4 <= 132 && facts_of(current_device()).shared_bytes >= (130 << 10)) return {4, 4};
+  return {4, 3};
 }
 
 bool launch_skinny_gemm_as(const SkinnyShape& shape, const Gemm& gemm, bool overlap,
@@ -154,21 +178,18 @@ bool launch_skinny_gemm_as(const SkinnyShape& shape, const Gemm& gemm, bool over
   const auto is = [&](int groups, int depth) {
     return shape.groups == groups && shape.depth == depth;
   };
-  const bool wide = shape.wide;
-  if (is(0, 4) && !wide) return launch_walk<4, 1>(args, shape, how);
-  if (is(0, 6) && !wide) return launch_walk<6, 1>(args, shape, how);
-  if (is(0, 8) && !wide) return launch_walk<8, 1>(args, shape, how);
-  if (is(0, 3) && wide) return launch_walk<3, 2>(args, shape, how);
-  if (is(0, 4) && wide) return launch_walk<4, 2>(args, shape, how);
+  if (shape.groups == 0) {
+    return shape.wide ? launch_walk<2>(args, shape, how) : launch_walk<1>(args, shape, how);
+  }
   if (is(1, 8) && !is_gated(gemm.kind)) {
     launch_tile<1, 8>(args, how);
   } else if (is(2, 6)) {
     launch_tile<2, 6>(args, how);
   } else if (is(4, 4)) {
     launch_tile<4, 4>(args, how);
-#ifdef TRIREME_SKINNY_MORE_SHAPES
   } else if (is(4, 3)) {
     launch_tile<4, 3>(args, how);
+#ifdef TRIREME_SKINNY_MORE_SHAPES
   } else if (is(8, 2)) {
     launch_tile<8, 2>(args, how);
   } else if (is(4, 2)) {

@@ -25,6 +25,7 @@ namespace trireme::cuda {
 struct SkinnyArgs {
   Gemm gemm;
   int64_t out_rows = 0;  // rows, or rows / 2 where gate and up are combined
+  int depth = 0;         // stages of skinny_walk.cuh's ring
 };
 
 inline constexpr int kWarps = 8;   // of a block: the order of the sums follows from it
@@ -37,15 +38,15 @@ constexpr int skinny_shared_bytes() {
   return kWarps * kGroups * kDepth * kSlotBytes + kWarps * 16 * int{sizeof(float)};
 }
 
-// Has `threads` threads bring `count` floats into the L1 cache, all on their way at once. The
-// result stands for the loads: they last until it is used, and without a use they are left out.
-__device__ inline uint32_t touch(const float* from, int count, int threads) {
-  uint32_t all = 0;
-#pragma unroll 4
-  for (int i = threadIdx.x * 8; i < count; i += threads * 8) {
-    all ^= __float_as_uint(from[i]);
-  }
-  return all;
+// bf16(x * n) of 8 columns; adds their squares up.
+__device__ inline uint4 normed_fragment(float4 x0, float4 x1, float4 n0, float4 n1,
+                                        float& squares) {
+  // With the roundings spelt out, so that all kernels come to the same bits.
+  const float xs[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
+#pragma unroll
+  for (float x : xs) squares = __fmaf_rn(x, x, squares);
+  return make_uint4(pack_bf16(x0.x * n0.x, x0.y * n0.y), pack_bf16(x0.z * n0.z, x0.w * n0.w),
+                    pack_bf16(x1.x * n1.x, x1.y * n1.y), pack_bf16(x1.z * n1.z, x1.w * n1.w));
 }
 
 // Of the 8 columns that a lane has of half a chunk.
@@ -111,12 +112,8 @@ struct NormedActivations {
     }
   }
   __device__ uint4 fragment(int half, int tile, const NormWeights& norm, float& squares) const {
-    const float4 x0 = value[half][tile][0], x1 = value[half][tile][1];
-    const float4 n0 = norm.value[0], n1 = norm.value[1];
-    squares += x0.x * x0.x + x0.y * x0.y + x0.z * x0.z + x0.w * x0.w + x1.x * x1.x + x1.y * x1.y +
-               x1.z * x1.z + x1.w * x1.w;
-    return make_uint4(pack_bf16(x0.x * n0.x, x0.y * n0.y), pack_bf16(x0.z * n0.z, x0.w * n0.w),
-                      pack_bf16(x1.x * n1.x, x1.y * n1.y), pack_bf16(x1.z * n1.z, x1.w * n1.w));
+    return normed_fragment(value[half][tile][0], value[half][tile][1], norm.value[0], norm.value[1],
+                           squares);
   }
 };
 
@@ -239,15 +236,19 @@ __global__ void __launch_bounds__(kWarps * 32)
   float sums[kGroups][4] = {};
   float squares[2] = {};
   Activations next;
-  if (count > 0) next.load(gemm, first_column, g);
+  NormWeights next_norms[2];
+  const auto load_next = [&](int column) {
+    next.load(gemm, column, g);
+    if constexpr (kNorm) {
+      next_norms[0].load(gemm, column);
+      next_norms[1].load(gemm, column + 32);
+    }
+  };
+  if (count > 0) load_next(first_column);
   for (int i = 0; i < count; ++i) {
     const Activations current = next;
-    if (i + 1 < count) next.load(gemm, first_column + (i + 1) * (kWarps * kChunk), g);
-    NormWeights norms[2];
-    if constexpr (kNorm) {
-      norms[0].load(gemm, first_column + i * (kWarps * kChunk));
-      norms[1].load(gemm, first_column + i * (kWarps * kChunk) + 32);
-    }
+    const NormWeights norms[2] = {next_norms[0], next_norms[1]};
+    if (i + 1 < count) load_next(first_column + (i + 1) * (kWarps * kChunk));
     wait_for_copy_groups<kDepth - 1>();
     const uint4* slot = slots + (i % kDepth) * (kGroups * kSlotBytes / 16);
 #pragma unroll

@@ -15,6 +15,8 @@ struct SkinnyShape {
   int per_sm = 0;  // where it walks: blocks for each multiprocessor; then `depth` counts stages of
                    // 512 columns for the whole block
   bool wide = false;
+  bool alone = false;
+  int most = 24;
 };
 
 SkinnyShape choose_skinny_shape(const Gemm& gemm);

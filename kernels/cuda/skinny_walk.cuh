@@ -7,22 +7,36 @@
 
 namespace trireme::cuda {
 
-// Bytes of a block's shared memory: [ring][activations][partial sums, twice][sums of squares].
+// A block's shared memory, in bytes: [ring][activations][norm][residual][partial sums, twice]
+// [sums of squares]; activations, norm and residual in 8 equal parts, one a warp.
 struct WalkLayout {
   int activations = 0;  // offsets
+  int norm = 0;         // float32, of the warp's chunks
+  int residual = 0;     // float32, as it comes
   int partials = 0;
   int squares = 0;
   int total = 0;
   int warp_activations = 0;  // bytes
+  int warp_norm = 0;
+  int warp_residual = 0;
 
-  __host__ __device__ WalkLayout(int ring_bytes, int64_t cols, int tokens) {
-    const int chunks = static_cast<int>((cols + kChunk - 1) / kChunk);
-    warp_activations = (chunks + kWarps - 1) / kWarps * tokens * kChunk * 2;
+  __host__ __device__ WalkLayout(int ring_bytes, int64_t cols, int tokens, bool with_norm) {
+    const int chunks = static_cast<int>((cols + kWarps * kChunk - 1) / (kWarps * kChunk));
+    warp_activations = chunks * tokens * kChunk * 2;
+    if (with_norm && tokens <= 8) {
+      warp_norm = chunks * kChunk * 4;
+      warp_residual = least(chunks, residual_chunks(tokens)) * tokens * kChunk * 4;
+    }
     activations = ring_bytes;
-    partials = activations + kWarps * warp_activations;
+    norm = activations + kWarps * warp_activations;
+    residual = norm + kWarps * warp_norm;
+    partials = residual + kWarps * warp_residual;
     squares = partials + 2 * kWarps * (tokens > 8 ? 16 : 8) * 8 * 4;
     total = squares + kWarps * 16 * 4;
   }
+  // How many chunks of it a warp brings at once.
+  __host__ __device__ static int residual_chunks(int tokens) { return 16 / tokens; }
+  __host__ __device__ static int least(int a, int b) { return a < b ? a : b; }
 };
 
 // The groups of 8 weight rows that a block walks over: every stride-th, or a run of neighbours;
@@ -102,6 +116,56 @@ __device__ void store_activations(const Gemm& gemm, unsigned char* to, int count
         }
       }
     }
+  }
+}
+
+// What a warp needs of the norm's weights, to shared memory: begun before the wait.
+__device__ inline void request_norm(const Gemm& gemm, uint32_t to, int count, int warp, int lane) {
+  for (int i = lane; i < count * 16; i += 32) {
+    const int64_t column = (i / 16 * kWarps + warp) * kChunk + i % 16 * 4;
+    const bool inside = column < gemm.cols;
+    copy_16_async(to + i * 16, gemm.norm + (inside ? column : 0), inside);
+  }
+  end_copy_group();
+}
+
+// store_activations() of up to 8 tokens with the norm: the residual comes by asynchronous copies of
+// all lanes, many chunks at once, and is normed from there.
+__device__ inline void store_normed(const Gemm& gemm, unsigned char* to, unsigned char* residual,
+                                    const unsigned char* norm, int count, int warp, int lane,
+                                    float& squares) {
+  const int tokens = gemm.tokens, g = lane / 4, t = lane % 4;
+  const int at_once = WalkLayout::residual_chunks(tokens);
+  const uint32_t residual_address = static_cast<uint32_t>(__cvta_generic_to_shared(residual));
+  to += g * 64 + t * 16;
+  for (int begin = 0; begin < count; begin += at_once) {
+    const int chunks = min(at_once, count - begin);
+    for (int i = lane / 16; i < chunks * tokens; i += 2) {  // half a warp a chunk of one token
+      const int chunk = i / tokens, token = i - chunk * tokens;
+      const int64_t column = ((begin + chunk) * kWarps + warp) * kChunk + lane % 16 * 4;
+      const bool inside = column < gemm.cols;
+      copy_16_async(
+          residual_address + i * 256 + lane % 16 * 16,
+          static_cast<const float*>(gemm.x) + token * gemm.x_stride + (inside ? column : 0),
+          inside);
+    }
+    end_copy_group();
+    wait_for_copy_groups<0>();
+    __syncwarp();
+    if (g < tokens) {
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const auto* x = reinterpret_cast<const float4*>(residual + (chunk * tokens + g) * 256 +
+                                                          half * 128 + t * 32);
+          const auto* n =
+              reinterpret_cast<const float4*>(norm + (begin + chunk) * 256 + half * 128 + t * 32);
+          *reinterpret_cast<uint4*>(to + ((begin + chunk) * 2 + half) * tokens * 64) =
+              normed_fragment(x[0], x[1], n[0], n[1], squares);
+        }
+      }
+    }
+    __syncwarp();
   }
 }
 
@@ -186,23 +250,26 @@ struct Stage {
   static constexpr int kBytes = 8 * kPitch;
 };
 
-template <int kDepth, int kWide, bool kMany, bool kNorm>
+inline constexpr int kMaxDepth = 24;
+
+template <int kWide, bool kMany, bool kNorm>
 __global__ void __launch_bounds__(kWarps * 32 + 32, kMany ? 1 : 3)
     skinny_walk_kernel(const __grid_constant__ SkinnyArgs args) {
 #if __CUDA_ARCH__ >= 900
   using Stage = Stage<kWide>;
   extern __shared__ __align__(16) unsigned char shared[];
-  __shared__ uint64_t barriers[2 * kDepth];  // full, empty
+  __shared__ uint64_t barriers[2 * kMaxDepth];  // full, empty
   const Gemm& gemm = args.gemm;
-  const WalkLayout layout(kDepth * Stage::kBytes, gemm.cols, gemm.tokens);
+  const int depth = args.depth;
+  const WalkLayout layout(depth * Stage::kBytes, gemm.cols, gemm.tokens, kNorm);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t full = static_cast<uint32_t>(__cvta_generic_to_shared(barriers));
-  const uint32_t empty = full + 8 * kDepth;
+  const uint32_t empty = full + 8 * depth;
   const Walk walk(args);
   const int cols = static_cast<int>(gemm.cols);
   const int stages = (cols + Stage::kColumns - 1) / Stage::kColumns;
   if (threadIdx.x == kWarps * 32) {
-    for (int i = 0; i < kDepth; ++i) {
+    for (int i = 0; i < depth; ++i) {
       barrier_init(full + 8 * i, 1);
       barrier_init(empty + 8 * i, kWarps);
     }
@@ -227,7 +294,7 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, kMany ? 1 : 3)
           copy_bulk_async(ring + slot * Stage::kBytes + lane * Stage::kPitch,
                           row + stage * Stage::kColumns, bytes, full + 8 * slot, policy);
         }
-        if (++slot == kDepth) {
+        if (++slot == depth) {
           slot = 0;
           parity ^= 1;
         }
@@ -240,20 +307,21 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, kMany ? 1 : 3)
   const int chunks = (cols + kChunk - 1) / kChunk;
   const int count = chunks > warp ? (chunks - warp + kWarps - 1) / kWarps : 0;
   const int first_column = warp * kChunk + 8 * t;
-  uint32_t touched = 0;
-  if constexpr (kNorm) touched = touch(gemm.norm, cols, kWarps * 32);
-  wait_for_previous_kernel();
-  if (kNorm && gemm.tokens == 1) {  // more of it on its way at once than by those who need it
-    touched ^= touch(static_cast<const float*>(gemm.x), cols, kWarps * 32);
-  }
   unsigned char* activations = shared + layout.activations + warp * layout.warp_activations;
+  unsigned char* norm = shared + layout.norm + warp * layout.warp_norm;
+  if constexpr (kNorm && !kMany) {
+    request_norm(gemm, static_cast<uint32_t>(__cvta_generic_to_shared(norm)), count, warp, lane);
+  }
+  wait_for_previous_kernel();
   float* all_squares = reinterpret_cast<float*>(shared + layout.squares);
   float squares[2] = {};
-  store_activations<kMany, kNorm>(gemm, activations, count, first_column, g, t, squares);
-  if constexpr (kNorm) {
-    if (gemm.tokens == 0) squares[0] = __uint_as_float(touched);  // never: keeps the loads
-    store_squares<kMany>(squares, all_squares, warp, g, t);
+  if constexpr (kNorm && !kMany) {
+    store_normed(gemm, activations, shared + layout.residual + warp * layout.warp_residual, norm,
+                 count, warp, lane, squares[0]);
+  } else {
+    store_activations<kMany, kNorm>(gemm, activations, count, first_column, g, t, squares);
   }
+  if constexpr (kNorm) store_squares<kMany>(squares, all_squares, warp, g, t);
   GroupResults<kMany, kNorm> results(args, walk, reinterpret_cast<float*>(shared + layout.partials),
                                      all_squares);
   const unsigned char* slots = shared + g * Stage::kPitch + first_column * 2;
@@ -287,7 +355,7 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, kMany ? 1 : 3)
       }
       __syncwarp();
       if (lane == 0) barrier_arrive(empty + 8 * slot);
-      if (++slot == kDepth) {
+      if (++slot == depth) {
         slot = 0;
         parity ^= 1;
       }

@@ -252,7 +252,9 @@ void check_all_kinds(uint64_t seed, bool with_large) {
                                                {576, 576},   {960, 576}, {576, 1536}, {3072, 576},
                                                {1000, 2048}, {18, 16384}};
   for (const auto& [rows, cols] : small) {
+    if (!with_large && rows * cols > 100000) continue;
     for (int tokens : {1, 2, 5, 8, 9, 16}) {
+      if (!with_large && tokens != 5 && tokens != 9) continue;
       for (int kind = 0; kind < 5; ++kind) {
         const bool gated = is_gated(static_cast<GemmOut>(kind));
         if (gated && rows % 2 != 0) continue;
@@ -275,10 +277,11 @@ void check_all_kinds(uint64_t seed, bool with_large) {
 }
 
 // Every built shape gives every token the same bits, alone or among others.
-void check_independence(uint64_t seed) {
-  const SkinnyShape shapes[] = {{4, 4},    {4, 3},    {4, 2},          {2, 6},
-                                {2, 8},    {1, 8},    {8, 2},          {0, 4, 1},
-                                {0, 6, 2}, {0, 8, 3}, {0, 3, 1, true}, {0, 4, 2, true}};
+void check_independence(uint64_t seed, bool all) {
+  const SkinnyShape shapes[] = {
+      {4, 4},          {4, 3},         {4, 2},    {2, 6},    {2, 8},
+      {1, 8},          {8, 2},         {0, 4, 1}, {0, 6, 2}, {0, 0, 1, false, true},
+      {0, 3, 1, true}, {0, 0, 2, true}};
   for (bool norm : {false, true}) {
     const Case c{1000, 1544, 16, GemmOut::kF32, norm};
     Setup setup(c, seed++);
@@ -299,7 +302,7 @@ void check_independence(uint64_t seed) {
     for (const SkinnyShape& shape : shapes) {
       for (int first : {0, 3, 15}) {
         for (int tokens : {1, 2, 8, 13, 16}) {
-          if (first + tokens > 16) continue;
+          if (first + tokens > 16 || (!all && tokens != 13)) continue;
           report(same(first, tokens, shape), "a token's bits depend on others: groups " +
                                                  std::to_string(shape.groups) + ", depth " +
                                                  std::to_string(shape.depth) + ", tokens " +
@@ -436,8 +439,8 @@ int main(int argc, char** argv) {
   try {
     check_refusals();
     check_all_kinds(seed, !small);
-    check_independence(seed + 100000);
-    check_chain(seed + 200000);
+    check_independence(seed + 100000, !small);
+    if (!small) check_chain(seed + 200000);
     check_cublas(seed + 300000);
     TRIREME_CUDA(cudaDeviceSynchronize());
   } catch (const std::exception& error) {
