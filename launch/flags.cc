@@ -46,6 +46,12 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
   limit("--max-queue", options.max_queue, "Sequences that may wait");
   limit("--max-context", options.max_context, "Prompt and generated tokens of one sequence");
   limit("--steps-in-flight", options.steps_in_flight, "Steps in flight (0: one per stage)");
+  command
+      .add_option("--look-ahead", options.look_ahead,
+                  "Launch a step before the last one's tokens are known: on, off, auto")
+      ->check(CLI::IsMember({"auto", "on", "off"}))
+      ->group(limits)
+      ->capture_default_str();
   const std::string kv = "KV cache";
   command.add_option("--block-size", options.block_size, "Tokens in a KV block (0: 16 on CPU, 32 on GPU)")
       ->group(kv);

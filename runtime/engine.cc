@@ -38,6 +38,7 @@ struct Engine::State {
         scheduler(config, pool),
         max_queue(static_cast<size_t>(config.max_queue)),
         remote_results(of_world.layout.pipeline() > 1),
+        look_ahead(config.look_ahead),
         slot_prompts(static_cast<size_t>(slot_count(config)), 0) {
     snapshot.scheduler = scheduler.stats();
   }
@@ -72,7 +73,8 @@ struct Engine::State {
 
   // The engine thread's own.
   const bool remote_results;  // the last stage is on other ranks
-  bool ranks_asleep = true;   // Worker::run() begins at the doorbell
+  const bool look_ahead;
+  bool ranks_asleep = true;  // Worker::run() begins at the doorbell
   int in_flight = 0;
   uint64_t step = 0;
   StepPlan plan;
@@ -101,7 +103,8 @@ void Engine::State::wake_ranks() {
   ranks_asleep = false;
 }
 
-// Sends the plan and computes rank 0's share. With one stage the result is there at once.
+// Sends the plan and computes rank 0's share. With one stage the step ends here, unless the next
+// one may be launched before its tokens are known.
 void Engine::State::dispatch() {
   step = plan.step;
   for (const SlotInit& init : plan.admitted) {
@@ -118,14 +121,19 @@ void Engine::State::dispatch() {
     send_order(*world.control, message, Order::kPlan);
   }
   ++in_flight;
-  if (worker.execute(plan, result)) apply(result);
+  worker.launch(plan);
+  if (!remote_results && !look_ahead) take_result(Wait::kDeadline);
 }
 
-// True if a step ended. With one stage no result is ever outstanding here.
+// True if a step ended.
 bool Engine::State::take_result(Wait wait) {
-  const int from = world.layout.stages.back().first_rank;
-  if (!receive(*world.control, from, kResultTag, wait, message)) return false;
-  decode(std::span<const std::byte>(message), result);
+  if (remote_results) {
+    const int from = world.layout.stages.back().first_rank;
+    if (!receive(*world.control, from, kResultTag, wait, message)) return false;
+    decode(std::span<const std::byte>(message), result);
+  } else {
+    worker.finish(result);
+  }
   apply(result);
   return true;
 }
@@ -135,7 +143,7 @@ void Engine::State::mark_failed_rows(StepResult& finished) {
   failed_rows.clear();
   for (RowResult& row : finished.rows) {
     if (row.token != kNothingLeft) continue;
-    row.token = 0;
+    row.token = kStandIn;
     failed_rows.push_back(&row);
   }
 }

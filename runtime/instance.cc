@@ -27,6 +27,21 @@ int32_t default_threads(int local_size) {
   return std::max(1, limits.bound ? limits.cores : limits.cores / std::max(1, local_size));
 }
 
+// Whether a step is launched before the last one's tokens are known.
+bool looks_ahead(const InstanceOptions& options, int pipeline, bool gpu) {
+  if (options.look_ahead == "off") return false;
+  if (options.look_ahead == "auto") {
+    return gpu && kGpuLaunchQueues && pipeline == 1 && options.steps_in_flight == 0;
+  }
+  if (options.look_ahead != "on") {
+    fail(ErrorCode::kInvalidArgument, "look_ahead: '{}' is not auto, on or off",
+         options.look_ahead);
+  }
+  if (pipeline == 1) return true;
+  fail(ErrorCode::kInvalidArgument, "look_ahead: {} pipeline stages; it needs a single one",
+       pipeline);
+}
+
 SchedulerConfig scheduler_config_of(const InstanceOptions& options, int pipeline, bool gpu) {
   SchedulerConfig config = profile(options.profile, gpu);
   const auto override_with = [](int32_t& limit, int32_t value) {
@@ -38,7 +53,9 @@ SchedulerConfig scheduler_config_of(const InstanceOptions& options, int pipeline
   override_with(config.max_running, options.max_running);
   override_with(config.max_queue, options.max_queue);
   config.max_chunk = std::min(config.max_chunk, config.token_budget);
-  config.steps_in_flight = options.steps_in_flight > 0 ? options.steps_in_flight : pipeline;
+  config.look_ahead = looks_ahead(options, pipeline, gpu);
+  const int steps = config.look_ahead ? 2 : pipeline;
+  config.steps_in_flight = options.steps_in_flight > 0 ? options.steps_in_flight : steps;
   return config;
 }
 
@@ -289,6 +306,7 @@ void Instance::State::load() {
   worker_config.slots = slot_count(scheduler);
   worker_config.max_tokens = scheduler.token_budget;
   worker_config.block_size = options.block_size;
+  worker_config.look_ahead = scheduler.look_ahead;
   worker = std::make_unique<Worker>(config, world, *backend, std::move(weights), std::move(*cache),
                                     worker_config);
   together(*world.control, [&] {
@@ -308,9 +326,9 @@ void Instance::State::report() const {
             backend->description(), format_bytes(weight_size), format_bytes(scratch_size),
             format_bytes(kv_size), to_string(kv_dtype));
   if (tokens != INT64_MAX) log::info("KV capacity {} tokens", tokens);
-  log::info("profile {}: budget {} tokens a step, {} sequences, context {}, {} steps in flight",
+  log::info("profile {}: budget {} tokens a step, {} sequences, context {}, {} steps in flight{}",
             options.profile, scheduler.token_budget, slot_count(scheduler), scheduler.max_context,
-            scheduler.steps_in_flight);
+            scheduler.steps_in_flight, scheduler.look_ahead ? ", looking ahead" : "");
 }
 
 Instance::Instance(const MpiEnvironment& environment, const InstanceOptions& options)

@@ -38,7 +38,9 @@ struct InstanceOptions {
   int64_t kv_memory = 0;          // bytes per rank; 0: what max_running sequences can use, at most
                                   // a share of the free memory
   bool prefix_cache = true;
-  int steps_in_flight = 0;  // 0: one per pipeline stage
+  int steps_in_flight = 0;  // 0: one per pipeline stage; 2 with look_ahead
+  // on, off. auto: on where launching only queues work (kGpuLaunchQueues) and there is one stage.
+  std::string look_ahead = "auto";
 };
 
 class Instance {

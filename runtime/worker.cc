@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <deque>
 #include <span>
 #include <utility>
 #include <vector>
@@ -40,6 +41,7 @@ struct Worker::State {
         KvCache kv, const WorkerConfig& config);
 
   void check(const StepPlan& plan) const;
+  std::span<const int32_t> known_tokens(const StepPlan& plan);
   void build_batch(const StepPlan& plan);
   void compute(const StepPlan& plan);
   void want_logits(const StepPlan& plan, StepResult& result);
@@ -47,6 +49,9 @@ struct Worker::State {
   void want_sample(const PlanRow& row, size_t result);
   void sample(StepResult& result);
   void deliver(const Wanted& wanted, Sampled& sampled, StepResult& result) const;
+  void remember(const StepPlan& plan, const StepResult& result);
+  void finish(StepResult& result);
+  void finish_all_but(size_t steps, StepResult& result, std::vector<std::byte>& message);
 
   const ModelConfig& model;
   World& world;
@@ -59,10 +64,13 @@ struct Worker::State {
   Backend& backend;
   std::unique_ptr<Sampler> sampler;  // last stage
   uint64_t step = 0;                 // for messages
+  std::deque<StepResult> launched;   // not finished yet, the oldest first
+  std::vector<StepResult> spare;     // for reuse
 
   // Reused by every step.
   DecoderBatch batch;
   std::vector<AttentionRow> rows;
+  std::vector<int32_t> tokens;  // where the plan's leave some open
   std::vector<Wanted> wanted;
   std::vector<int32_t> logit_tokens;
   std::vector<SampleRow> sample_rows;
@@ -83,6 +91,10 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
               logit_rows(config, backend_of_rank)),
       edge(world.device_data ? *world.device_data : *world.data, world.layout),
       backend(backend_of_rank) {
+  if (config.look_ahead && world.layout.pipeline() > 1) {
+    fail(ErrorCode::kInvalidArgument, "look_ahead: {} pipeline stages; it needs a single one",
+         world.layout.pipeline());
+  }
   if (world.last_stage()) {
     sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab);
   }
@@ -94,12 +106,26 @@ void Worker::State::check(const StepPlan& plan) const {
     fail(ErrorCode::kInternal, "plan of step {}: {} tokens, at most {} fit", plan.step,
          plan.tokens.size(), config.max_tokens);
   }
+  // A token that was sampled is known where it was sampled.
+  const int32_t least = config.look_ahead ? kSampled : 0;
   for (const int32_t token : plan.tokens) {
-    if (token < 0 || token >= model.vocab) {
+    if (token < least || token >= model.vocab) {
       fail(ErrorCode::kInternal, "plan of step {}: token {} is not below {}", plan.step, token,
            model.vocab);
     }
   }
+}
+
+// The plan's tokens, those that it leaves open filled in.
+std::span<const int32_t> Worker::State::known_tokens(const StepPlan& plan) {
+  const auto first = std::find(plan.tokens.begin(), plan.tokens.end(), kSampled);
+  if (first == plan.tokens.end()) return plan.tokens;
+  tokens = plan.tokens;
+  for (const PlanRow& row : plan.rows) {
+    int32_t& token = tokens[static_cast<size_t>(row.token_begin)];
+    if (token == kSampled) token = slots[row.slot].newest;
+  }
+  return tokens;
 }
 
 void Worker::State::build_batch(const StepPlan& plan) {
@@ -112,7 +138,7 @@ void Worker::State::build_batch(const StepPlan& plan) {
       batch.tables[g].push_back(slot.tables[g].data());
     }
   }
-  batch.tokens = plan.tokens;
+  batch.tokens = known_tokens(plan);
   batch.rows = rows;
 }
 
@@ -205,7 +231,36 @@ Worker::Worker(const ModelConfig& model, World& world, Backend& backend, Decoder
 
 Worker::~Worker() = default;
 
-bool Worker::execute(const StepPlan& plan, StepResult& result) {
+// The next plan may name what was sampled before rank 0 has told it.
+void Worker::State::remember(const StepPlan& plan, const StepResult& result) {
+  size_t at = 0;
+  for (const PlanRow& row : plan.rows) {
+    if (!row.sample && !row.prompt_logprobs) continue;
+    const int32_t token = result.rows[at++].token;
+    if (!row.sample) continue;
+    slots.sampled(row.slot, row.position + row.count, token == kNothingLeft ? kStandIn : token);
+  }
+}
+
+void Worker::State::finish(StepResult& result) {
+  if (launched.empty()) fail(ErrorCode::kInternal, "worker: no step is launched");
+  spare.push_back(std::move(result));
+  result = std::move(launched.front());
+  launched.pop_front();
+}
+
+// On a rank other than 0: the newest `steps` may stay as they are. Results go to rank 0.
+void Worker::State::finish_all_but(size_t steps, StepResult& result,
+                                   std::vector<std::byte>& message) {
+  while (launched.size() > steps) {
+    finish(result);
+    if (world.tensor_rank() != 0) continue;
+    encode(result, message);
+    world.control->send(message, 0, kResultTag);
+  }
+}
+
+void Worker::launch(const StepPlan& plan) {
   State& state = *state_;
   state.step = plan.step;
   state.check(plan);
@@ -213,17 +268,24 @@ bool Worker::execute(const StepPlan& plan, StepResult& result) {
   state.build_batch(plan);
   const bool samples = state.world.last_stage();
   state.logit_tokens.clear();
+  StepResult result;
+  if (!state.spare.empty()) {
+    result = std::move(state.spare.back());
+    state.spare.pop_back();
+  }
   if (samples) state.want_logits(plan, result);
   if (!plan.rows.empty()) state.compute(plan);
-  if (!samples) return false;
+  if (!samples) return;
   state.sample(result);
-  return true;
+  if (state.config.look_ahead) state.remember(plan, result);
+  state.launched.push_back(std::move(result));
 }
+
+void Worker::finish(StepResult& result) { state_->finish(result); }
 
 void Worker::run() {
   State& state = *state_;
   World& world = state.world;
-  const bool reports = world.last_stage() && world.tensor_rank() == 0;
   StepPlan plan;
   StepResult result;
   std::vector<std::byte> message;
@@ -234,16 +296,16 @@ void Worker::run() {
       if (message.empty()) fail(ErrorCode::kInternal, "worker: empty message from rank 0");
       const auto order = static_cast<Order>(message.back());
       message.pop_back();
-      if (order == Order::kEnd) return;
-      if (order == Order::kSleep) {
-        world.doorbell->sleep();
-        continue;
+      if (order < Order::kPlan || order > Order::kEnd)
+        fail(ErrorCode::kInternal, "worker: no such order from rank 0");
+      const bool goes_on = order == Order::kPlan;
+      if (goes_on) {
+        decode(std::span<const std::byte>(message), plan);
+        launch(plan);
       }
-      decode(std::span<const std::byte>(message), plan);
-      execute(plan, result);
-      if (!reports) continue;
-      encode(result, message);
-      world.control->send(message, 0, kResultTag);
+      state.finish_all_but(goes_on && state.config.look_ahead ? 1 : 0, result, message);
+      if (order == Order::kEnd) return;
+      if (order == Order::kSleep) world.doorbell->sleep();
     }
   } catch (const std::exception& error) {
     abort_world(world, state.step, error.what());

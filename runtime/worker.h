@@ -1,4 +1,7 @@
 // Executes step plans on one rank: mirrors slots, runs this stage's layers, samples on the last.
+//
+// A step is launched, and finished when its tokens are wanted, so that the next one can be launched
+// in between. Steps are executed in the order of their launches.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +20,12 @@ struct WorkerConfig {
   int32_t slots = 256;       // slot ids are below this: slot_count() of the scheduler
   int32_t max_tokens = 512;  // as SchedulerConfig::token_budget
   int32_t block_size = 16;
+  bool look_ahead = false;  // as SchedulerConfig::look_ahead
 };
+
+// Whether launch() on a GPU only queues work. As long as it waits for its tokens, launching ahead
+// brings nothing and holds them back for a step.
+inline constexpr bool kGpuLaunchQueues = false;
 
 class Worker {
  public:
@@ -26,12 +34,16 @@ class Worker {
          KvCache cache, const WorkerConfig& config);
   ~Worker();
 
-  // This rank's share of one step: receives the previous stage's activations, computes, passes on.
-  // True on the ranks of the last stage, where `result` is then filled. A plan that does not fit
-  // the slots and sizes of this worker throws kInternal before anything is computed.
-  bool execute(const StepPlan& plan, StepResult& result);
+  // This rank's share of one step: receives the previous stage's activations, computes, passes on,
+  // samples. Takes part in every collective of the step, and keeps nothing of `plan`. Work on a
+  // device may only be queued when it returns. A plan that does not fit the slots and sizes of this
+  // worker throws kInternal before anything is computed.
+  void launch(const StepPlan& plan);
+  // Ranks of the last stage: waits for the tokens of the oldest step that is launched and not
+  // finished. Needs no other rank.
+  void finish(StepResult& result);
 
-  // Ranks other than 0: sleeps at the doorbell, receives plans, executes them, returns results
+  // Ranks other than 0: sleeps at the doorbell, receives plans and executes them, returns results
   // (tensor rank 0 of the last stage does), until rank 0 ends the world. An error is logged with
   // rank, host and step; every communicator is aborted, and it is thrown.
   void run();

@@ -22,6 +22,8 @@ inline constexpr int kResultTag = 2;
 // RowResult::token of a row for which nothing was left to sample: every token banned, or no logit
 // above -inf. (-1 means that the row did not sample.)
 inline constexpr int32_t kNothingLeft = -2;
+// What then counts as sampled, on every rank, until the sequence is gone.
+inline constexpr int32_t kStandIn = 0;
 
 // Rank 0: `message` (may be empty) with its order to every other rank.
 inline void send_order(Communicator& control, std::vector<std::byte>& message, Order order) {

@@ -1,5 +1,7 @@
 #include "runtime/worker_slots.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace trireme {
@@ -52,7 +54,14 @@ void WorkerSlots::admit(const SlotInit& init) {
   for (size_t g = 0; g < groups_; ++g) slot.tables[g] = init.blocks[g];
   slot.counts.clear();
   slot.counted = 0;
+  slot.newest = slot.next = -1;
   for (const int32_t token : init.history) count(slot, slot.counted, token);
+}
+
+void WorkerSlots::sampled(SlotId id, int32_t position, int32_t token) {
+  WorkerSlot& slot = slots_[static_cast<size_t>(id)];
+  slot.newest = token;
+  if (slot.sampling.needs_counts()) count(slot, position, token);
 }
 
 void WorkerSlots::count(WorkerSlot& slot, int32_t position, int32_t token) {
@@ -75,9 +84,18 @@ void WorkerSlots::extend(const StepPlan& plan, const PlanRow& row) {
            row.slot, table.size(), row.position + row.count);
     }
   }
-  if (!slot.sampling.needs_counts()) return;
+  const std::span tokens =
+      std::span(plan.tokens)
+          .subspan(static_cast<size_t>(row.token_begin), static_cast<size_t>(row.count));
+  const bool open = std::find(tokens.begin(), tokens.end(), kSampled) != tokens.end();
+  if (open && (row.count > 1 || slot.next != row.position)) {
+    fail(ErrorCode::kInternal, "plan of step {}: slot {} has sampled no token for position {}",
+         plan.step, row.slot, row.position);
+  }
+  slot.next = row.sample ? row.position + row.count : -1;
+  if (!slot.sampling.needs_counts() || open) return;
   for (int32_t i = 0; i < row.count; ++i) {
-    count(slot, row.position + i, plan.tokens[static_cast<size_t>(row.token_begin + i)]);
+    count(slot, row.position + i, tokens[static_cast<size_t>(i)]);
   }
 }
 

@@ -19,6 +19,8 @@ struct WorkerSlot {
   std::vector<std::vector<int32_t>> tables;  // per KV group
   TokenCounts counts;   // of this rank's vocabulary; only if sampling.needs_counts()
   int32_t counted = 0;  // positions that are in `counts`
+  int32_t newest = -1;  // the token sampled last, once sampled() has told it
+  int32_t next = -1;    // position of the token that the newest row samples; -1: it samples none
 };
 
 class WorkerSlots {
@@ -28,6 +30,9 @@ class WorkerSlots {
 
   // Takes a plan's admissions, new blocks and tokens. Throws kInternal if the plan does not fit.
   void apply(const StepPlan& plan);
+  // The token that this rank sampled for a position, told before a plan may name it: a row whose
+  // token is kSampled stands for it, and it counts from here on.
+  void sampled(SlotId slot, int32_t position, int32_t token);
   const WorkerSlot& operator[](SlotId slot) const { return slots_[static_cast<size_t>(slot)]; }
 
  private:

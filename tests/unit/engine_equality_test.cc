@@ -1,5 +1,5 @@
 // The same tokens come out whatever the engine does on the way: chunks, prefix hits, batches,
-// preemption, resumption and layouts. Float32 weights: exactly.
+// preemption, resumption, layouts and steps launched ahead. Float32 weights: exactly.
 #include <gtest/gtest.h>
 
 #include "tests/unit/engine_world.h"
@@ -43,7 +43,30 @@ void expect_baseline(const std::vector<Output>& outputs, const std::string& what
   }
 }
 
-TEST(EngineEquality, BaselineIsWorthComparing) {
+// With and without look-ahead, which layouts of one stage can have.
+class EngineEquality : public testing::TestWithParam<bool> {
+ protected:
+  static InstanceOptions options_of(const std::string& layout) {
+    auto options = small_options(kModel, layout);
+    options.look_ahead = GetParam() ? "on" : "off";
+    return options;
+  }
+  static std::vector<const char*> layouts(std::vector<const char*> layouts) {
+    if (!GetParam()) return layouts;
+    std::erase_if(layouts, [](std::string layout) { return layout.find("pipe") != layout.npos; });
+    return layouts;
+  }
+  static void expect_look_ahead(EngineWorld& world) {
+    const SchedulerStats stats = world.engine().stats().scheduler;
+    EXPECT_EQ(stats.rows_ahead > 100, GetParam()) << stats.rows_ahead;
+    EXPECT_LT(stats.ghosts, stats.rows_ahead + 1);
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(LookAhead, EngineEquality, testing::Bool(),
+                         [](const auto& test) { return test.param ? "on" : "off"; });
+
+TEST(EngineBaseline, IsWorthComparing) {
   for (const Output& output : baseline()) {
     EXPECT_TRUE(output.finish == FinishReason::kLength || output.finish == FinishReason::kStop);
     EXPECT_GE(output.tokens.size(), static_cast<size_t>(kTokens / 2));
@@ -51,9 +74,9 @@ TEST(EngineEquality, BaselineIsWorthComparing) {
   EXPECT_EQ(baseline()[0].tokens.size(), static_cast<size_t>(kTokens));
 }
 
-TEST(EngineEquality, ChunksOfAnySize) {
+TEST_P(EngineEquality, ChunksOfAnySize) {
   for (const int chunk : {1, 5, 16, 31}) {
-    auto options = small_options(kModel, "tensor=1");
+    auto options = options_of("tensor=1");
     options.max_chunk = chunk;
     options.token_budget = 64;
     EngineWorld world(options);
@@ -61,15 +84,15 @@ TEST(EngineEquality, ChunksOfAnySize) {
   }
 }
 
-TEST(EngineEquality, TightBudget) {
-  auto options = small_options(kModel, "tensor=1");
+TEST_P(EngineEquality, TightBudget) {
+  auto options = options_of("tensor=1");
   options.token_budget = 9;  // rows of a step do not even all fit
   EngineWorld world(options);
   expect_baseline(world.run(requests()), "budget of 9");
 }
 
-TEST(EngineEquality, PrefixCached) {
-  EngineWorld world(small_options(kModel, "tensor=1"));
+TEST_P(EngineEquality, PrefixCached) {
+  EngineWorld world(options_of("tensor=1"));
   expect_baseline(world.run(requests()), "first time");
   const auto again = world.run(requests());
   expect_baseline(again, "second time");
@@ -77,19 +100,20 @@ TEST(EngineEquality, PrefixCached) {
   EXPECT_EQ(again[0].cached, 0);
 }
 
-TEST(EngineEquality, InABatchOfOthers) {
-  EngineWorld world(small_options(kModel, "tensor=1"));
+TEST_P(EngineEquality, InABatchOfOthers) {
+  EngineWorld world(options_of("tensor=1"));
   auto sequences = requests();
   for (uint64_t i = 0; i < 32; ++i) {
     const int prompt = 1 + static_cast<int>(i * 37 % 90);
     sequences.push_back(random_sequence(100 + i, kVocab, prompt, 5 + static_cast<int>(i), true));
   }
   expect_baseline(world.run(sequences), "with 32 others");
+  expect_look_ahead(world);
 }
 
-TEST(EngineEquality, Preempted) {
-  for (const char* layout : {"tensor=1", "tensor=1,pipeline=2"}) {
-    auto options = small_options(kModel, layout);
+TEST_P(EngineEquality, Preempted) {
+  for (const char* layout : layouts({"tensor=1", "tensor=1,pipeline=2"})) {
+    auto options = options_of(layout);
     options.max_context = 128;
     const int64_t block_bytes = 4 * 2 * 3 * 16 * 16 * 4;  // on one rank with all layers
     options.kv_memory = 14 * block_bytes;
@@ -100,9 +124,9 @@ TEST(EngineEquality, Preempted) {
   }
 }
 
-TEST(EngineEquality, ResumedFromEveryPosition) {
+TEST_P(EngineEquality, ResumedFromEveryPosition) {
   for (const char* layout : {"tensor=1", "tensor=2"}) {
-    EngineWorld world(small_options(kModel, layout));
+    EngineWorld world(options_of(layout));
     const auto whole = requests();
     for (const size_t i : {1u, 4u, 5u}) {
       const auto& tokens = baseline()[i].tokens;
@@ -125,10 +149,10 @@ TEST(EngineEquality, ResumedFromEveryPosition) {
   }
 }
 
-TEST(EngineEquality, EveryLayout) {
-  for (const char* layout :
-       {"tensor=2", "pipeline=2", "tensor=2,pipeline=2", "tensor=3,pipeline=2"}) {
-    auto options = small_options(kModel, layout);
+TEST_P(EngineEquality, EveryLayout) {
+  for (const char* layout : layouts(
+           {"tensor=2", "tensor=3", "pipeline=2", "tensor=2,pipeline=2", "tensor=3,pipeline=2"})) {
+    auto options = options_of(layout);
     options.max_chunk = 40;
     EngineWorld world(options);
     expect_baseline(world.run(requests()), layout);
@@ -136,9 +160,10 @@ TEST(EngineEquality, EveryLayout) {
   }
 }
 
-TEST(EngineEquality, MoreStepsInFlight) {
+TEST_P(EngineEquality, MoreStepsInFlight) {
+  if (GetParam()) GTEST_SKIP() << "a single stage has two";
   for (const int steps : {1, 2, 5}) {
-    auto options = small_options(kModel, "pipeline=3");
+    auto options = options_of("pipeline=3");
     options.steps_in_flight = steps;
     options.max_chunk = 13;
     EngineWorld world(options);

@@ -41,11 +41,28 @@ ErrorCode code_of(Call call) {
   return ErrorCode::kInternal;
 }
 
+// With and without look-ahead, where layouts have no stages.
+class EngineRun : public testing::TestWithParam<bool> {
+ protected:
+  static InstanceOptions options_of(const std::string& model, std::string layout) {
+    if (GetParam()) layout = layout.substr(0, layout.find(",pipeline"));
+    auto options = small_options(model, layout);
+    options.look_ahead = GetParam() ? "on" : "off";
+    return options;
+  }
+  static InstanceOptions options_of(const std::string& layout) {
+    return options_of(kModel, layout);
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(LookAhead, EngineRun, testing::Bool(),
+                         [](const auto& test) { return test.param ? "on" : "off"; });
+
 // Tokens as Hugging Face chose them, wherever its margin is not a matter of rounding.
-TEST(Engine, GreedyEqualsTheFixtures) {
+TEST_P(EngineRun, GreedyEqualsTheFixtures) {
   for (const char* name : {"llama-plain", "llama3", "qwen2", "qwen3"}) {
     const auto expected = read_expected(fixture_model(TRIREME_FIXTURES, name));
-    EngineWorld world(small_options(name, "tensor=2,pipeline=2"));
+    EngineWorld world(options_of(name, "tensor=2,pipeline=2"));
     std::vector<Sequence> sequences;
     for (const ExpectedPrompt& prompt : expected.prompts) {
       const int room = 192 - static_cast<int>(prompt.ids.size());
@@ -61,7 +78,7 @@ TEST(Engine, GreedyEqualsTheFixtures) {
   }
 }
 
-TEST(Engine, PromptLogprobsEqualTheFixtures) {
+TEST_P(EngineRun, PromptLogprobsEqualTheFixtures) {
   std::ifstream file(std::string(TRIREME_FIXTURES) + "/models/llama-plain/expected.json");
   const auto json = nlohmann::json::parse(file);
   const auto ids =
@@ -69,7 +86,7 @@ TEST(Engine, PromptLogprobsEqualTheFixtures) {
   const auto values = json["logprobs"]["values"].get<std::vector<float>>();
   for (const char* layout : {"tensor=1", "tensor=2,pipeline=2"}) {
     for (const int chunk : {7, 512}) {
-      auto options = small_options(kModel, layout);
+      auto options = options_of(layout);
       options.max_chunk = chunk;
       EngineWorld world(options);
       Sequence sequence = greedy_of(ids, 0);
@@ -91,8 +108,8 @@ TEST(Engine, PromptLogprobsEqualTheFixtures) {
   }
 }
 
-TEST(Engine, LogprobsOfGeneratedTokens) {
-  EngineWorld world(small_options(kModel, "tensor=2"));
+TEST_P(EngineRun, LogprobsOfGeneratedTokens) {
+  EngineWorld world(options_of("tensor=2"));
   Sequence sequence = random_sequence(3, kVocab, 20, 12, true);
   sequence.sampling.logprobs = 4;
   const Output output = world.run_one(sequence);
@@ -123,8 +140,8 @@ TEST(Engine, RefusesWhatCanNeverRun) {
   world.stop();
 }
 
-TEST(Engine, FullQueueTakesAllOrNone) {
-  auto options = small_options(kModel, "tensor=1");
+TEST_P(EngineRun, FullQueueTakesAllOrNone) {
+  auto options = options_of("tensor=1");
   options.max_queue = 3;
   options.max_running = 1;
   EngineWorld world(options);
@@ -148,9 +165,9 @@ TEST(Engine, FullQueueTakesAllOrNone) {
   world.stop();
 }
 
-TEST(Engine, AbortsFreeEverything) {
+TEST_P(EngineRun, AbortsFreeEverything) {
   for (const char* layout : {"tensor=1", "tensor=1,pipeline=2"}) {
-    EngineWorld world(small_options(kModel, layout));
+    EngineWorld world(options_of(layout));
     std::vector<Sequence> sequences;
     for (uint64_t i = 0; i < 20; ++i)
       sequences.push_back(random_sequence(i, kVocab, 30, 150, false));
@@ -168,8 +185,8 @@ TEST(Engine, AbortsFreeEverything) {
   }
 }
 
-TEST(Engine, StatsAfterwards) {
-  EngineWorld world(small_options(kModel, "tensor=1"));
+TEST_P(EngineRun, StatsAfterwards) {
+  EngineWorld world(options_of("tensor=1"));
   EXPECT_EQ(world.run_one(random_sequence(1, kVocab, 40, 6, false)).tokens.size(), 6u);
   // The snapshot is made before the last event is handed out.
   const EngineStats stats = world.engine().stats();
@@ -180,9 +197,9 @@ TEST(Engine, StatsAfterwards) {
   EXPECT_EQ(stats.scheduler.waiting, 0);
 }
 
-TEST(Engine, StopEndsEverySequence) {
+TEST_P(EngineRun, StopEndsEverySequence) {
   for (const char* layout : {"tensor=1", "tensor=2,pipeline=2"}) {
-    EngineWorld world(small_options(kModel, layout));
+    EngineWorld world(options_of(layout));
     std::vector<Sequence> sequences;
     for (uint64_t i = 0; i < 60; ++i)
       sequences.push_back(random_sequence(i, kVocab, 30, 150, false));
@@ -199,14 +216,37 @@ TEST(Engine, StopEndsEverySequence) {
   }
 }
 
-TEST(Engine, StopWithoutWorkEndsTheRanks) {
-  EngineWorld world(small_options(kModel, "tensor=2,pipeline=2"));
+TEST_P(EngineRun, StopWithoutWorkEndsTheRanks) {
+  EngineWorld world(options_of("tensor=2,pipeline=2"));
   world.stop();
   EXPECT_EQ(world.engine_error(), nullptr);
 }
 
-TEST(Engine, NothingLeftToSampleEndsOnlyThatSequence) {
-  EngineWorld world(small_options(kModel, "tensor=2"));
+// What follows a token that ends its sequence may be in flight already: nobody sees it.
+TEST_P(EngineRun, NothingFollowsAStopId) {
+  EngineWorld world(options_of("tensor=2"));
+  const Sequence whole = random_sequence(4, kVocab, 20, 40, false);
+  const Output output = world.run_one(whole);
+  ASSERT_EQ(output.tokens.size(), 40u);
+  std::vector<Sequence> sequences;
+  for (const size_t at : {0u, 1u, 7u, 30u}) {
+    sequences.push_back(whole);
+    sequences.back().sampling.stop_ids = {output.tokens[at]};
+  }
+  const auto outputs = world.run(sequences);
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const auto& stop = sequences[i].sampling.stop_ids[0];
+    const auto end = std::find(output.tokens.begin(), output.tokens.end(), stop) + 1;
+    EXPECT_EQ(outputs[i].tokens, (std::vector<int32_t>(output.tokens.begin(), end)));
+    EXPECT_EQ(outputs[i].finish, FinishReason::kStop);
+  }
+  world.stop();
+  EXPECT_EQ(world.wait(2).late_events, 0);
+  EXPECT_EQ(world.engine_error(), nullptr);
+}
+
+TEST_P(EngineRun, NothingLeftToSampleEndsOnlyThatSequence) {
+  EngineWorld world(options_of("tensor=2"));
   Sequence hopeless = random_sequence(1, kVocab, 8, 10, false);
   hopeless.sampling.allowed_tokens = {4};
   hopeless.sampling.banned_tokens = {4};
@@ -222,8 +262,8 @@ TEST(Engine, NothingLeftToSampleEndsOnlyThatSequence) {
   EXPECT_EQ(world.engine().stats().scheduler.kv.used, 0);
 }
 
-TEST(Engine, BrokenWorldGivesEverySequenceAnError) {
-  EngineWorld world(small_options(kModel, "tensor=2,pipeline=2"));
+TEST_P(EngineRun, BrokenWorldGivesEverySequenceAnError) {
+  EngineWorld world(options_of("tensor=2,pipeline=2"));
   log::init("off");  // the ranks complain, as they should
   std::vector<Sequence> sequences;
   for (uint64_t i = 0; i < 10; ++i) sequences.push_back(random_sequence(i, kVocab, 30, 150, false));
@@ -280,8 +320,8 @@ double cpu_seconds() {
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
-TEST(Engine, IdleRanksUseNoCpu) {
-  EngineWorld world(small_options(kModel, "tensor=2,pipeline=2"));
+TEST_P(EngineRun, IdleRanksUseNoCpu) {
+  EngineWorld world(options_of("tensor=2,pipeline=2"));
   for (int round = 0; round < 3; ++round) {
     EXPECT_EQ(world.run_one(random_sequence(1, kVocab, 20, 4, false)).tokens.size(), 4u);
     std::this_thread::sleep_for(std::chrono::milliseconds(100));  // spinning ends

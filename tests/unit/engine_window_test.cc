@@ -42,9 +42,10 @@ class WindowModel {
   WindowModel(const WindowModel&) = delete;
   WindowModel& operator=(const WindowModel&) = delete;
 
-  InstanceOptions options(const std::string& layout) const {
+  InstanceOptions options(const std::string& layout, bool look_ahead = false) const {
     InstanceOptions options = small_options("qwen2", layout);
     options.model = folder_;
+    options.look_ahead = look_ahead ? "on" : "off";
     return options;
   }
 
@@ -71,8 +72,12 @@ std::vector<Output> run_alone(const WindowModel& model) {
   return alone;
 }
 
-class EngineWindow : public testing::Test {
+// With and without look-ahead, which layouts of one stage can have.
+class EngineWindow : public testing::TestWithParam<bool> {
  protected:
+  static InstanceOptions options_of(const std::string& layout) {
+    return model_->options(layout, GetParam());
+  }
   static void SetUpTestSuite() {
     model_ = std::make_unique<WindowModel>(kWindow);
     baseline_ = run_alone(*model_);
@@ -91,11 +96,14 @@ class EngineWindow : public testing::Test {
   static std::vector<Output> baseline_;
 };
 
+INSTANTIATE_TEST_SUITE_P(LookAhead, EngineWindow, testing::Bool(),
+                         [](const auto& test) { return test.param ? "on" : "off"; });
+
 std::unique_ptr<WindowModel> EngineWindow::model_;
 std::vector<Output> EngineWindow::baseline_;
 
 // The window decides what comes out, once a sequence is longer than it; and only then.
-TEST_F(EngineWindow, MattersBeyondItsLength) {
+TEST_P(EngineWindow, MattersBeyondItsLength) {
   const auto everything = run_alone(WindowModel(0));
   for (size_t i = 0; i < everything.size(); ++i) {
     const int prompt = requests()[i].prompt_tokens;
@@ -109,7 +117,7 @@ TEST_F(EngineWindow, MattersBeyondItsLength) {
 }
 
 // INT32_MAX, as a file may say, is no window; it must not overflow anywhere.
-TEST_F(EngineWindow, HugeWindowIsNone) {
+TEST_P(EngineWindow, HugeWindowIsNone) {
   const WindowModel huge(2147483647);
   EngineWorld world(huge.options("tensor=1"));
   EXPECT_EQ(world.instance().pool_config().groups.size(), 1u);
@@ -117,9 +125,9 @@ TEST_F(EngineWindow, HugeWindowIsNone) {
   EXPECT_EQ(world.run_one(requests()[7]).tokens, everything[7].tokens);
 }
 
-TEST_F(EngineWindow, ChunksOfAnySize) {
+TEST_P(EngineWindow, ChunksOfAnySize) {
   for (const int chunk : {1, 7, 16, 40}) {
-    auto options = model_->options("tensor=1");
+    auto options = options_of("tensor=1");
     options.max_chunk = chunk;
     options.token_budget = 64;
     EngineWorld world(options);
@@ -128,17 +136,18 @@ TEST_F(EngineWindow, ChunksOfAnySize) {
   }
 }
 
-TEST_F(EngineWindow, PrefixCached) {
-  EngineWorld world(model_->options("tensor=1"));
+TEST_P(EngineWindow, PrefixCached) {
+  EngineWorld world(options_of("tensor=1"));
   expect_baseline(world.run(requests()), "first time");
   const auto again = world.run(requests());
   expect_baseline(again, "second time");
   EXPECT_EQ(again[7].cached, 96);
 }
 
-TEST_F(EngineWindow, Preempted) {
+TEST_P(EngineWindow, Preempted) {
   for (const char* layout : {"tensor=1", "pipeline=2"}) {
-    auto options = model_->options(layout);
+    if (GetParam() && std::string(layout) == "pipeline=2") continue;
+    auto options = options_of(layout);
     options.max_context = 128;
     options.max_chunk = 16;
     const int64_t layer_block = 2 * 3 * 16 * 16 * 4;  // one layer's part of a block
@@ -149,9 +158,10 @@ TEST_F(EngineWindow, Preempted) {
   }
 }
 
-TEST_F(EngineWindow, EveryLayout) {
+TEST_P(EngineWindow, EveryLayout) {
   for (const char* layout : {"tensor=2", "pipeline=2", "tensor=3,pipeline=2"}) {
-    auto options = model_->options(layout);
+    if (GetParam() && std::string(layout) != "tensor=2") continue;
+    auto options = options_of(layout);
     options.max_chunk = 40;
     EngineWorld world(options);
     expect_baseline(world.run(requests()), layout);
@@ -160,8 +170,8 @@ TEST_F(EngineWindow, EveryLayout) {
 }
 
 // The figures of every step, as the engine's own thread sees them.
-TEST_F(EngineWindow, BlocksBehindTheWindowAreFreed) {
-  auto options = model_->options("tensor=1");
+TEST_P(EngineWindow, BlocksBehindTheWindowAreFreed) {
+  auto options = options_of("tensor=1");
   options.max_chunk = 16;
   EngineWorld world(options);
   Sequence sequence = random_sequence(4, kVocab, 100, 80, false);

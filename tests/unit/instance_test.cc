@@ -81,6 +81,15 @@ TEST(Instance, MistakesAreNamedOnEveryRank) {
   expect_failure(2, with([](auto& o) { o.block_size = -1; }), invalid, "block_size");
   expect_failure(2, with([](auto& o) { o.profile = "fast"; }), invalid, "fast");
   expect_failure(2, with([](auto& o) { o.threads = -1; }), invalid, "threads");
+  expect_failure(2, with([](auto& o) { o.look_ahead = "maybe"; }), invalid, "maybe");
+  const auto ahead = [](const char* layout, int steps) {
+    auto options = small_options("llama-plain", layout);
+    options.look_ahead = "on";
+    options.steps_in_flight = steps;
+    return options;
+  };
+  expect_failure(2, ahead("pipeline=2", 0), invalid, "look_ahead: 2 pipeline stages");
+  expect_failure(2, ahead("tensor=2", 3), invalid, "steps_in_flight: 3");
 }
 
 TEST(Instance, ErrorOfOneRankIsThrownOnAll) {
@@ -168,6 +177,7 @@ TEST(Instance, DefaultsComeFromTheModel) {
   EXPECT_EQ(world.instance().scheduler_config().max_context, instance.config().max_context);
   EXPECT_EQ(instance.tokenizer(), nullptr);
   EXPECT_EQ(instance.scheduler_config().steps_in_flight, 1);
+  EXPECT_FALSE(instance.scheduler_config().look_ahead);  // on CPU
 }
 
 class FakeRoot {

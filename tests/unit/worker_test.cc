@@ -82,6 +82,30 @@ TEST(WorkerSlots, EveryTokenCountsOnce) {
   EXPECT_EQ(counted(slots[0], 12), (Counted{1, 0}));
 }
 
+TEST(WorkerSlots, AnOpenTokenIsTheOneSampled) {
+  WorkerSlots slots(1, 1, 16, {0, 100});
+  StepPlan plan = plan_of(0, 0, {11, 12}, {0});
+  plan.admitted = {init_of(0, 2, {11, 12})};
+  EXPECT_THROW(slots.apply(plan_of(0, 2, {kSampled}, {})), Error);  // an empty slot
+  slots.apply(plan);
+  EXPECT_THROW(slots.apply(plan_of(0, 2, {kSampled}, {})), Error);  // it samples nothing
+  plan.rows[0].sample = true;
+  slots.apply(plan);
+  slots.sampled(0, 2, 33);
+  EXPECT_EQ(slots[0].newest, 33);
+  EXPECT_EQ(counted(slots[0], 33), (Counted{1, 1}));
+  EXPECT_THROW(slots.apply(plan_of(0, 3, {kSampled}, {})), Error);     // another position
+  EXPECT_THROW(slots.apply(plan_of(0, 2, {kSampled, 4}, {})), Error);  // more than that token
+  StepPlan ahead = plan_of(0, 2, {kSampled}, {});
+  ahead.rows[0].sample = true;
+  slots.apply(ahead);
+  EXPECT_EQ(counted(slots[0], 33), (Counted{1, 1}));
+  slots.sampled(0, 3, 33);
+  EXPECT_EQ(counted(slots[0], 33), (Counted{2, 2}));
+  slots.apply(plan_of(0, 3, {33}, {}));  // it may be named as well
+  EXPECT_EQ(counted(slots[0], 33), (Counted{2, 2}));
+}
+
 TEST(WorkerSlots, BrokenPlansAreRefused) {
   const std::vector<std::function<void(StepPlan&)>> mistakes = {
       [](StepPlan& plan) { plan.rows[0].slot = 2; },
