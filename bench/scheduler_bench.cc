@@ -9,6 +9,7 @@
 //   .encode     mean of making those plans into messages
 //   .decode     mean where nobody comes or ends; blocks still churn
 //   .per_row    .decode a row
+//   .ahead      as .decode, each row planned before its token is known (look_ahead)
 //   .admission  what a newcomer adds (and the end of another), per block of its prompt, measured
 //               without a limit on look-ups: it must be looked up, retained and sent once, so this
 //               part does grow with the context. Its prompt was hashed when it was submitted.
@@ -20,6 +21,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <random>
 #include <string>
 #include <vector>
@@ -38,6 +40,7 @@ struct Load {
   int32_t context = 0;
   int32_t steps = 0;
   bool limited = true;  // look-ups, as without a setting
+  bool ahead = false;   // look_ahead
 };
 
 double cpu_microseconds() {
@@ -103,6 +106,12 @@ class Bench {
                  stats.kv.used, stats.kv.cached, stats.lookups_dropped);
   }
 
+  void report_ahead(double limit) {
+    print(name() + ".ahead", decode_.mean(), "us", limit);
+    const auto ahead = static_cast<int64_t>(scheduler_.stats().rows_ahead);
+    if (ahead < decode_.rows) std::fprintf(stderr, "only %ld rows went ahead\n", ahead);
+  }
+
   void report_decode(double limit) {
     print(name() + ".decode", decode_.mean(), "us", limit);
     print(name() + ".per_row", 1e3 * decode_.mean() / load_.rows, "ns", 1e3 * limit / load_.rows);
@@ -129,6 +138,8 @@ class Bench {
     config.max_queue = 2 * load.rows;
     config.max_context = load.context + 2 * kOutput;
     if (!load.limited) config.max_lookups = 1 << 30;
+    config.look_ahead = load.ahead;
+    config.steps_in_flight = load.ahead ? 2 : 1;
     return config;
   }
 
@@ -155,25 +166,36 @@ class Bench {
     scheduler_.add(std::move(sequence));
   }
 
-  void step() {
-    const double begin = cpu_microseconds();
-    scheduler_.next(plan_);
-    double time = cpu_microseconds() - begin;
-    result_.step = plan_.step;
-    result_.rows.clear();
+  // The result that the plan will have.
+  void execute() {
+    StepResult result = std::move(spare_);
+    result.step = plan_.step;
+    result.rows.clear();
     for (const PlanRow& row : plan_.rows) {
       if (!row.sample) continue;
-      RowResult& out = result_.rows.emplace_back();
+      RowResult& out = result.rows.emplace_back();
       out.slot = row.slot;
       out.token = static_cast<int32_t>(random_() % 50000);
     }
+    flying_.push_back(std::move(result));
+  }
+
+  void step() {
+    if (load_.ahead && flying_.empty() && scheduler_.next(plan_)) execute();
+    const double begin = cpu_microseconds();
+    const bool planned = scheduler_.next(plan_);
+    double time = cpu_microseconds() - begin;
+    if (planned) execute();
     events_.clear();
-    const double planned = cpu_microseconds();
+    const double encoded = cpu_microseconds();
     encode(plan_, message_);
-    cost_.encoding += cpu_microseconds() - planned;
+    cost_.encoding += cpu_microseconds() - encoded;
+    if (flying_.empty()) return;
     const double applied = cpu_microseconds();
-    scheduler_.apply(result_, events_);
+    scheduler_.apply(flying_.front(), events_);
     time += cpu_microseconds() - applied;
+    spare_ = std::move(flying_.front());
+    flying_.pop_front();
     const bool full = static_cast<int32_t>(plan_.rows.size()) * 10 >= load_.rows * 9;
     // Where look-ups are what limits the rows, there will be no more of them.
     const bool steady = ++steps_ > 2 * kOutput && scheduler_.stats().waiting > 0;
@@ -211,7 +233,8 @@ class Bench {
   uint64_t id_ = 0;
   StepPlan plan_;
   std::vector<std::byte> message_;
-  StepResult result_;
+  std::deque<StepResult> flying_;
+  StepResult spare_;
   std::vector<SequenceEvent> events_;
   Cost cost_, churn_, decode_;
   int32_t output_ = kOutput;
@@ -241,6 +264,10 @@ int main(int argc, char** argv) {
           bench.report_decode(limit);
         }
       }
+      trireme::Bench ahead({rows, context, steps, false, true});
+      ahead.warm_up();
+      ahead.measure_decode();
+      ahead.report_ahead(limit);
     }
   }
   return 0;
