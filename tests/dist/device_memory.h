@@ -35,6 +35,7 @@ class DeviceMemory {
   explicit DeviceMemory(size_t bytes) : bytes_(bytes) {
     must(cudaMalloc(&data_, bytes + 1));
     must(cudaMemset(data_, 0x7f, bytes + 1));  // poison
+    must(cudaDeviceSynchronize());
   }
   ~DeviceMemory() { cudaFree(data_); }
   DeviceMemory(const DeviceMemory&) = delete;
@@ -47,9 +48,11 @@ class DeviceMemory {
   size_t bytes_;
 };
 
+// cudaMemcpy returns when the host's memory may go, and other streams do not wait for the rest.
 template <typename T>
 void to_device(void* to, const std::vector<T>& from) {
   must(cudaMemcpy(to, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
+  must(cudaDeviceSynchronize());
 }
 template <typename T>
 std::vector<T> from_device(const void* from, size_t count) {
