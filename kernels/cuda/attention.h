@@ -55,7 +55,7 @@ struct DecodeAttention {
   const DeviceRow* rows = nullptr;  // not read: items hold what is needed of them
   DeviceTables tables;
   DeviceKv kv;
-  const DecodeItem* items = nullptr;    // device
+  const DecodeItem* items = nullptr;    // [max_items], device; what is behind the last is not used
   const int32_t* item_count = nullptr;  // device: how many of them
   int32_t max_items = 0;                // the launch does not depend on *item_count
   // Items, tables and the cached KV of earlier tokens were complete before the first kernel of this

@@ -70,6 +70,18 @@ __device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Adds 1, or goes from `most` to 0, and gives the value before. What this thread's warp wrote
+// before is visible to whoever sees the new value, and what others wrote before theirs to this
+// thread.
+__device__ inline unsigned increment_wrapping(unsigned* at, unsigned most) {
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(at), "r"(most)
+               : "memory");
+  return before;
+}
+
 __device__ inline float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

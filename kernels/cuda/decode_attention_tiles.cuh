@@ -20,7 +20,7 @@ struct Params {
   float softcap_log2 = 0.0f;          // softcap * log2(e)
   float* partial = nullptr;           // [max_items][q_heads][kDim]
   float2* partial_max_sum = nullptr;  // [max_items][q_heads]
-  unsigned* arrived = nullptr;        // [max_items][kv_heads], of a row's first item; 0 at rest
+  unsigned* arrived = nullptr;        // [2][max_items][kv_heads], see finish_item; 0 at rest
 };
 
 // Shared memory, in this order. kDim: head_dim, or the next size there is a kernel for.
@@ -34,7 +34,9 @@ struct Layout {
                                  : kDim <= 96  ? 4
                                  : kDim <= 128 ? 3
                                                : 2;
-  static constexpr int kMergeSlots = kDim <= 128 ? 2 : 1;
+  static constexpr __host__ __device__ int merge_slots(bool wide) {
+    return wide || kDim > 128 ? 1 : 2;
+  }
   static constexpr int kRing = 0;  // [warp][stage] K tile, V tile
   static constexpr int kQuery = kRing + kWarps * kStages * 2 * kTileBytes;  // tile of queries
   static constexpr int kNewest = kQuery + kTileBytes;     // the newest token's k, then v
@@ -42,15 +44,22 @@ struct Layout {
   static constexpr int kRotation = kNorm + 2 * kDim * 4;  // float2 [kDim / 2]
   static constexpr int kWork = kRotation + kDim / 2 * 8;  // Work [3]
   static constexpr int kLast = kWork + 3 * 64;            // int: this block merges the parts
-  static constexpr int kMerge = kLast + 16;               // [kMergeSlots] results of a warp
+  static constexpr int kMerge = kLast + 16;               // [merge_slots] results of a warp
   // float4 a lane; rows 8 to 15 only count where the group is larger than 8.
   static constexpr __host__ __device__ int merge_vectors(bool wide) {
     return (wide ? kDim / 8 : kDim / 16) + 1;
   }
   static constexpr int bytes(bool wide) {
-    return kMerge + kMergeSlots * merge_vectors(wide) * 32 * 16;
+    return kMerge + merge_slots(wide) * merge_vectors(wide) * 32 * 16;
   }
 };
+
+// The model's head size; known to the compiler where the kernel is made for it.
+template <int kDim, bool kExact>
+__device__ inline int head_dim_of(const Params& p) {
+  if constexpr (kExact) return kDim;
+  return p.a.kv.head_dim;
+}
 
 // Where 16-byte unit `unit` of row `row` lies in a tile: rotated so that the same unit of 8
 // consecutive rows falls into 8 different groups of banks.
@@ -73,31 +82,32 @@ template <int kDim, bool kExact>
 class TileStream {
  public:
   __device__ TileStream(const Params& p, uint32_t ring, int warp, int lane, int item_count)
-      : p_(p), ring_(ring), warp_(warp), lane_(lane), item_count_(item_count), unit_(blockIdx.x) {
-    open_span();
-    if (!done_) skip_to_tile();
-  }
+      : p_(p),
+        ring_(ring),
+        warp_(warp),
+        lane_(lane),
+        item_count_(item_count),
+        unit_(static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x)) {}
 
-  // Requests the next tile into `stage`; always commits a group.
+  // Requests the next tile into `stage`, and goes on to the one after it; the first call only goes
+  // to the first. Always commits a group.
   __device__ void request(int stage) {
-    if (!done_) {
-      copy(ring_ + stage * 2 * L::kTileBytes);
-      tile_ += kWarps;
-      skip_to_tile();
-    }
+    if (ready_) copy(ring_ + stage * 2 * L::kTileBytes);
     copy_commit();
+    if (!done_) go_on();
   }
 
  private:
   using L = Layout<kDim>;
 
   __device__ void open_span() {
+    unit_ += gridDim.x;
     const int span = unit_ / p_.a.kv.kv_heads;
     done_ = !starts_span(p_, span, item_count_);
     if (done_) return;
     head_ = unit_ - span * p_.a.kv.kv_heads;
+    next_ = span;
     look_ahead(span);
-    open_item();
   }
 
   // Reads an item before it is its turn, so that nobody waits for it then.
@@ -108,7 +118,8 @@ class TileStream {
   }
 
   __device__ void open_item() {
-    const int4 place = place_ahead_, parts = parts_ahead_;  // as DecodeItem begins
+    // As DecodeItem begins.
+    const int4 place = place_ahead_, parts = parts_ahead_;
     const int table = place.z >= 0 ? place.z : p_.a.tables.table_begin[place.w];
     table_ = p_.a.tables.blocks + table;
     begin_ = place.x;
@@ -116,20 +127,29 @@ class TileStream {
     tile_ = place.x / kTile + warp_;
     tile_end_ = (place.y - 1) / kTile + 1;
     next_ = parts.z;
-    if (next_ >= 0) look_ahead(next_);
   }
 
   // To the next tile there is, and its lookup in the block table, so that the entry is there when
   // the tile is requested.
-  __device__ void skip_to_tile() {
-    while (tile_ >= tile_end_) {
-      if (next_ >= 0) {
+  __device__ void go_on() {
+    tile_ += kWarps;
+    if (tile_ >= tile_end_) {
+      bool read_ahead = next_ >= 0;
+      do {
+        if (next_ < 0) {
+          open_span();
+          if (done_) {
+            ready_ = false;
+            return;
+          }
+        } else if (!read_ahead) {
+          look_ahead(next_);
+        }
         open_item();
-        continue;
-      }
-      unit_ += gridDim.x;
-      open_span();
-      if (done_) return;
+        read_ahead = false;
+      } while (tile_ >= tile_end_);
+      ready_ = true;
+      if (next_ >= 0) look_ahead(next_);
     }
     const int position = tile_ * kTile + (lane_ & (kTile - 1));
     const DeviceKv& kv = p_.a.kv;
@@ -183,7 +203,7 @@ class TileStream {
   const uint32_t ring_;
   const int warp_, lane_, item_count_;
   int unit_;  // span * kv_heads + head
-  bool done_ = true;
+  bool ready_ = false, done_ = false;
   int head_ = 0, next_ = -1;
   int4 place_ahead_ = {}, parts_ahead_ = {};
   const int32_t* table_ = nullptr;

@@ -11,12 +11,12 @@ namespace trireme::cuda {
 
 // cos and sin of position * inv_freq (rounded to float32 as the CPU does), times magnitude. The
 // angle is reduced in double: float32 would lose the phase at long contexts.
-__device__ inline float2 rope_rotation(const HeadPrepare& prepare, int position, int i) {
-  const float angle = static_cast<float>(position) * prepare.inv_freq[i];
+__device__ inline float2 rope_rotation(float inv_freq, float magnitude, int position) {
+  const float angle = static_cast<float>(position) * inv_freq;
   const double half_turns = static_cast<double>(angle) * 0.31830988618379067154;
   float sin, cos;
   sincospif(static_cast<float>(half_turns - 2.0 * rint(half_turns * 0.5)), &sin, &cos);
-  return make_float2(cos * prepare.magnitude, sin * prepare.magnitude);
+  return make_float2(cos * magnitude, sin * magnitude);
 }
 
 // The two dimensions of pair `i` of a head, i < head_dim / 2: a rotated pair, or two neighbours of
@@ -32,37 +32,29 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
-// A head's vector spread over a warp: pair lane + 32 * j is word j, two bf16. kPairs >= head_dim
-// / 64.
+__device__ inline float widen(uint16_t bf16_bits) {
+  return __uint_as_float(static_cast<uint32_t>(bf16_bits) << 16);
+}
+
+// A head's vector spread over a warp: pair lane + 32 * j is low[j], high[j], bf16. kPairs >=
+// head_dim / 64. Loaded values are not touched before they are used, so that a load can be early.
 template <int kPairs>
 struct HeadPairs {
-  uint32_t words[kPairs];
+  uint16_t low[kPairs], high[kPairs];
 
   __device__ void load(const __nv_bfloat16* x, int head_dim, int rotary_dim, int lane) {
     const auto* bits = reinterpret_cast<const uint16_t*>(x);
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
-      words[j] = 0;
-      if (lane + 32 * j >= head_dim / 2) continue;
-      const int2 d = pair_dims(lane + 32 * j, rotary_dim);
-      words[j] = bits[d.x] | static_cast<uint32_t>(bits[d.y]) << 16;
-    }
-  }
-
-  // put(d, bits) receives the vector, as it is.
-  template <typename Put>
-  __device__ void copy(int head_dim, int rotary_dim, int lane, Put put) const {
-#pragma unroll
-    for (int j = 0; j < kPairs; ++j) {
-      if (lane + 32 * j >= head_dim / 2) continue;
-      const int2 d = pair_dims(lane + 32 * j, rotary_dim);
-      put(d.x, static_cast<uint16_t>(words[j]));
-      put(d.y, static_cast<uint16_t>(words[j] >> 16));
+      const int i = min(lane + 32 * j, head_dim / 2 - 1);
+      const int2 d = pair_dims(i, rotary_dim);
+      low[j] = bits[d.x];
+      high[j] = bits[d.y];
     }
   }
 
   // put(d, value) receives the vector after norm (null: none; [head_dim]) and rope
-  // (rotation[rotary_dim / 2] of rope_rotation()).
+  // (rotation[rotary_dim / 2] of rope_rotation(); null: none).
   template <typename Put>
   __device__ void prepare(const float* norm, float eps, const float2* rotation, int head_dim,
                           int rotary_dim, int lane, Put put) const {
@@ -70,9 +62,9 @@ struct HeadPairs {
     if (norm != nullptr) {
       float squares = 0.0f;
 #pragma unroll
-      for (const uint32_t word : words) {
-        const float a = __uint_as_float(word << 16), b = __uint_as_float(word & 0xffff0000u);
-        squares += a * a + b * b;
+      for (int j = 0; j < kPairs; ++j) {
+        const float a = widen(low[j]), b = widen(high[j]);
+        if (lane + 32 * j < head_dim / 2) squares += a * a + b * b;
       }
       inverse = rsqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
     }
@@ -81,12 +73,12 @@ struct HeadPairs {
       const int i = lane + 32 * j;
       if (i >= head_dim / 2) continue;
       const int2 d = pair_dims(i, rotary_dim);
-      float a = __uint_as_float(words[j] << 16), b = __uint_as_float(words[j] & 0xffff0000u);
+      float a = widen(low[j]), b = widen(high[j]);
       if (norm != nullptr) {
         a *= inverse * norm[d.x];
         b *= inverse * norm[d.y];
       }
-      if (i < rotary_dim / 2) {
+      if (rotation != nullptr && i < rotary_dim / 2) {
         const float2 r = rotation[i];
         const float turned = a * r.x - b * r.y;
         b = b * r.x + a * r.y;

@@ -135,16 +135,13 @@ __device__ inline void prepare_scalars(const Token& t, int index, int lane) {
   HeadPairs<kMaxDim / 64> pairs;
   pairs.load(t.source(index), dim, rotary, lane);
   bf16* to = t.target(index);
-  if (t.is_v(index)) {
-    pairs.copy(dim, rotary, lane,
-               [&](int d, uint16_t x) { reinterpret_cast<uint16_t*>(to)[d] = x; });
-  } else {
-    pairs.prepare(t.norm(index), p.prepare.norm_eps, t.rotation, dim, rotary, lane,
-                  [&](int d, float x) { to[d] = __float2bfloat16(x); });
-  }
+  const bool is_v = t.is_v(index);
+  pairs.prepare(is_v ? nullptr : t.norm(index), p.prepare.norm_eps, is_v ? nullptr : t.rotation,
+                dim, rotary, lane, [&](int d, float x) { to[d] = __float2bfloat16(x); });
 }
 
-__global__ void __launch_bounds__(kThreads)
+// Few registers: many blocks hide each other's chains of lookups.
+__global__ void __launch_bounds__(kThreads, 6)
     prepare(const __grid_constant__ PrepareQkv p, int lanes) {
   __shared__ float2 rotation[kMaxDim / 2];
   let_next_kernel_start();
@@ -155,7 +152,7 @@ __global__ void __launch_bounds__(kThreads)
   const DeviceRow row = p.rows[r];
   const int position = row.position + token - row.token_begin;
   for (int i = threadIdx.x; i < p.prepare.rotary_dim / 2; i += kThreads) {
-    rotation[i] = rope_rotation(p.prepare, position, i);
+    rotation[i] = rope_rotation(p.prepare.inv_freq[i], p.prepare.magnitude, position);
   }
   const int entry = position / p.kv.block_size;
   const int64_t block = p.tables.blocks[p.tables.table_begin[r] + entry];

@@ -162,6 +162,14 @@ class DecodeRun {
       const uint16_t* v = v_cache.data() + b.slot(r, p, head / s.group);
       for (int d = 0; d < s.head_dim; ++d) result[d] += weights[p - low] / sum * from_bf16(v[d]);
     }
+    // Rounding is held against the length of the result, or of its terms where they cancel out.
+    double terms = 0;
+    for (int p = low; p <= row.position; ++p) {
+      const uint16_t* v = v_cache.data() + b.slot(r, p, head / s.group);
+      for (int d = 0; d < s.head_dim; ++d) {
+        terms += std::pow(weights[p - low] / sum * from_bf16(v[d]), 2);
+      }
+    }
     double difference = 0, norm = 0;
     for (int d = 0; d < s.head_dim; ++d) {
       const double x = from_bf16(
@@ -169,7 +177,7 @@ class DecodeRun {
       difference += (x - result[d]) * (x - result[d]);
       norm += result[d] * result[d];
     }
-    return std::sqrt(difference / norm);
+    return std::sqrt(difference / std::max(norm, terms));
   }
 
   Batch& batch_;
