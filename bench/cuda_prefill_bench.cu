@@ -1,5 +1,6 @@
-// Prefill attention: TFLOP/s of the causal products (half of the full square), median over
-// launches on a warm chip. One line a case: name, milliseconds, TFLOP/s. cuda_prefill_bench.py runs
+// Prefill attention: TFLOP/s of the causal products (half of the full square), median on a warm
+// chip. One line a case: name, milliseconds, TFLOP/s; an argument names the cases by a part of
+// their names. cuda_prefill_bench.py runs
 // it beside PyTorch's SDPA and writes the ratios.
 #include <cuda_runtime.h>
 
@@ -57,16 +58,26 @@ uint16_t* random_values(size_t count, uint32_t seed) {
   return data;
 }
 
+// A chip that has been idle takes a tenth of a second to find its clock: warm for as long.
 float median_ms(Launch launch, const PrefillAttention& args) {
-  constexpr int kWarm = 3;
-  constexpr int kTimed = 11;
-  constexpr int kCalls = 4;  // between two events
+  constexpr int kTimed = 15;
+  constexpr float kWarmMs = 120.0f;
+  constexpr float kTimedMs = 8.0f;  // between two events, at least
   std::vector<cudaEvent_t> events(kTimed + 1);
   for (cudaEvent_t& event : events) TRIREME_CUDA(cudaEventCreate(&event));
-  for (int i = 0; i < kWarm; ++i) launch(args, nullptr);
+  float one = 0.0f;
+  for (int i = 0; i < 2; ++i) {  // the first loads the kernel
+    TRIREME_CUDA(cudaEventRecord(events[0]));
+    launch(args, nullptr);
+    TRIREME_CUDA(cudaEventRecord(events[1]));
+    TRIREME_CUDA(cudaEventSynchronize(events[1]));
+    TRIREME_CUDA(cudaEventElapsedTime(&one, events[0], events[1]));
+  }
+  const int calls = std::max(1, static_cast<int>(kTimedMs / one));
+  for (float spent = 0.0f; spent < kWarmMs; spent += one) launch(args, nullptr);
   TRIREME_CUDA(cudaEventRecord(events[0]));
   for (int i = 0; i < kTimed; ++i) {
-    for (int j = 0; j < kCalls; ++j) launch(args, nullptr);
+    for (int j = 0; j < calls; ++j) launch(args, nullptr);
     TRIREME_CUDA(cudaEventRecord(events[i + 1]));
   }
   TRIREME_CUDA(cudaDeviceSynchronize());
@@ -76,7 +87,7 @@ float median_ms(Launch launch, const PrefillAttention& args) {
   }
   for (cudaEvent_t event : events) TRIREME_CUDA(cudaEventDestroy(event));
   std::nth_element(ms.begin(), ms.begin() + kTimed / 2, ms.end());
-  return ms[kTimed / 2] / kCalls;
+  return ms[kTimed / 2] / static_cast<float>(calls);
 }
 
 void bench(const Shape& shape, const char* only) {
@@ -129,10 +140,12 @@ void bench(const Shape& shape, const char* only) {
                                      0.5 * shape.tokens * shape.tokens);
   const double flops = 4.0 * pairs * shape.head_dim * kQHeads;
   const auto report = [&](const char* kernel, Launch launch) {
-    if (only != nullptr && std::strcmp(only, kernel) != 0) return;
+    char name[128];
+    std::snprintf(name, sizeof(name), "prefill_%s_d%d_b%d_rows%d_pos%d_tokens%d", kernel,
+                  shape.head_dim, shape.block_size, shape.rows, shape.position, shape.tokens);
+    if (only != nullptr && std::strstr(name, only) == nullptr) return;
     const float ms = median_ms(launch, args);
-    std::printf("prefill_%s_d%d_b%d_rows%d_pos%d_tokens%d %.5f %.1f\n", kernel, shape.head_dim,
-                shape.block_size, shape.rows, shape.position, shape.tokens, ms, flops / ms * 1e-9);
+    std::printf("%s %.5f %.1f\n", name, ms, flops / ms * 1e-9);
     std::fflush(stdout);
   };
   if (prefill_hopper_supports(args)) report("hopper", launch_prefill_hopper);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prefill attention beside PyTorch's SDPA, in one run: JSON lines, ratio = ours / baseline.
 
-    bench/cuda_prefill_bench.py BINARY [KERNEL]    (KERNEL: hopper or mma; default both)
+    bench/cuda_prefill_bench.py BINARY [PART]    (PART of a case's name; default all)
 """
 import json
 import subprocess
@@ -11,25 +11,29 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-Q_HEADS, KV_HEADS, WARM, TIMED, CALLS = 32, 8, 3, 11, 4
+Q_HEADS, KV_HEADS = 32, 8
+TIMED, TIMED_MS, WARM_MS = 15, 8.0, 120.0
 
 
 def median_ms(call):
-    """Of one call; a graph of several hides what the host needs for a launch."""
-    for _ in range(WARM):
-        call()
+    """Of one call on a warm chip; a graph of several hides what the host needs for a launch."""
+    def elapsed(run, times):
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
+        events[0].record()
+        for event in events[1:]:
+            run()
+            event.record()
+        torch.cuda.synchronize()
+        return sorted(a.elapsed_time(b) for a, b in zip(events, events[1:]))[times // 2]
+
+    call()
+    calls = max(1, int(TIMED_MS / elapsed(call, 3)))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(CALLS):
+        for _ in range(calls):
             call()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(TIMED + 1)]
-    graph.replay()
-    events[0].record()
-    for event in events[1:]:
-        graph.replay()
-        event.record()
-    torch.cuda.synchronize()
-    return sorted(a.elapsed_time(b) for a, b in zip(events, events[1:]))[TIMED // 2] / CALLS
+    elapsed(graph.replay, int(WARM_MS / TIMED_MS))
+    return elapsed(graph.replay, TIMED) / calls
 
 
 def sdpa_tflops(backend, rows, tokens, dims):
@@ -73,7 +77,7 @@ def main():
         found = baselines.get((fields["rows"], fields["tokens"], fields["d"])) if fields["pos"] == 0 else None
         if found:
             best = max(found, key=found.get)
-            result |= {"baseline": f"sdpa_{best}", "ratio": round(float(rate) / found[best], 3)}
+            result |= {"baseline": round(found[best], 1), "baseline_name": f"sdpa_{best}", "ratio": round(float(rate) / found[best], 3)}
         print(json.dumps(result | {"device": device}), flush=True)
 
 

@@ -94,40 +94,59 @@ template <class S>
 struct Consumer {
   const PrefillAttention& args;
   Barriers<S>& barriers;
-  uint32_t k_tiles, v_tiles;
+  uint32_t q_tile, k_tiles, v_tiles;
   int consumer;  // 0 or 1
   Place<S::kStages> k_place, v_place;
-  uint64_t q_descriptor;
   float scale;        // of logits, to powers of two
   int thread_offset;  // position of this thread's first query less its first column
   int tiles;          // of the work item
   bool accumulate;    // `out` holds a part of the sum
   float out[S::kOutParts][S::kOutWidth / 2];
   uint32_t weights[S::kCols / 16][4];
+  uint32_t queries[S::kQueriesInRegisters ? S::kDim / 16 : 1][4];
   Softmax<S> softmax;
 
   __device__ __forceinline__ void release(uint64_t* barrier) const {
+    __syncwarp();
     if (threadIdx.x % 32 == 0) arrive(shared_address(barrier));
   }
 
   __device__ __forceinline__ void multiply_keys(float (&logits)[S::kCols / 2]) {
-    const uint64_t k = matrix_descriptor(k_tiles + k_place.index * S::kKeyBytes, 16);
+    const uint32_t k = matrix_descriptor(k_tiles + k_place.index * S::kKeyBytes, 16);
+    const uint32_t q = matrix_descriptor(q_tile + consumer * 64 * kSlabBytes, 16);
 #pragma unroll
     for (int d = 0; d < S::kDim / 16; ++d) {
       const int inside = d % 4 * 32;
-      wgmma_shared(logits, q_descriptor + ((d / 4 * S::kQuerySlab + inside) >> 4),
-                   k + ((d / 4 * S::kKeySlab + inside) >> 4), d > 0);
+      const uint32_t k_part = k + ((d / 4 * S::kKeySlab + inside) >> 4);
+      if constexpr (S::kQueriesInRegisters) {
+        wgmma_registers<false>(logits, queries[d], k_part, d > 0);
+      } else {
+        wgmma_shared(logits, q + ((d / 4 * S::kQuerySlab + inside) >> 4), k_part, d > 0);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void load_queries() {
+    const int row = consumer * 64 + threadIdx.x % kGroupThreads / 32 * 16 + threadIdx.x % 16;
+#pragma unroll
+    for (int d = 0; d < S::kDim / 16; ++d) {
+      const uint32_t from = q_tile + query_offset<S>(row, d * 2 + threadIdx.x % 32 / 16);
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(queries[d][0]), "=r"(queries[d][1]), "=r"(queries[d][2]),
+                     "=r"(queries[d][3])
+                   : "r"(from)
+                   : "memory");
     }
   }
 
   __device__ __forceinline__ void multiply_values() {
-    const uint64_t v = matrix_descriptor(v_tiles + v_place.index * S::kKeyBytes, S::kKeySlab);
+    const uint32_t v = matrix_descriptor(v_tiles + v_place.index * S::kKeyBytes, S::kKeySlab);
 #pragma unroll
     for (int n = 0; n < S::kCols / 16; ++n) {
 #pragma unroll
       for (int part = 0; part < S::kOutParts; ++part) {
         const int offset = part * (S::kOutWidth / 64) * S::kKeySlab + n * 16 * kSlabBytes;
-        wgmma_registers(out[part], weights[n], v + (offset >> 4), accumulate || n > 0);
+        wgmma_registers<true>(out[part], weights[n], v + (offset >> 4), accumulate || n > 0);
       }
     }
   }
@@ -143,12 +162,13 @@ struct Consumer {
   __device__ __forceinline__ void clear_values(int from) {
     const uint32_t tile = v_tiles + v_place.index * S::kKeyBytes;
     const int chunks = (S::kCols - from) * 8;
-    for (int i = threadIdx.x % kGroupThreads; i < chunks * S::kSlabs; i += kGroupThreads) {
+    constexpr int kThreadsHere = kConsumers * kGroupThreads;
+    for (int i = threadIdx.x - kGroupThreads; i < chunks * S::kSlabs; i += kThreadsHere) {
       const uint32_t to = tile + i / chunks * S::kKeySlab + from * kSlabBytes + i % chunks * 16;
       asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(0) : "memory");
     }
     fence_async_proxy();
-    sync_named(kZeros + consumer, kGroupThreads);
+    sync_named(kZeros, kThreadsHere);
   }
 
   // The logits of the first key tile of all; the steps that follow start from weights.
@@ -228,17 +248,18 @@ struct Consumer {
   }
 
   // All the block's work. The last product of a work item runs under the first softmax of the next.
-  __device__ __forceinline__ void run(uint32_t q_tiles) {
+  __device__ __forceinline__ void run() {
     const int group_row = consumer * 64;
     scale = args.scale * kLog2E;
-    Place<S::kQueryBuffers> place;
     Work done{};
-    for (;; place.advance()) {
-      wait(shared_address(&barriers.query_full[place.index]), place.parity);
-      const Work work = barriers.work[place.index];
+    for (uint32_t parity = 0;; parity ^= 1) {
+      wait(shared_address(&barriers.query_full), parity);
+      const Work work = barriers.work;
       if (work.tiles == 0) break;
-      q_descriptor =
-          matrix_descriptor(q_tiles + place.index * S::kQueryBytes + group_row * kSlabBytes, 16);
+      if constexpr (S::kQueriesInRegisters) {
+        load_queries();
+        release(&barriers.query_empty);
+      }
       const int first = work.first - work.base;  // positions below count from the first key's
       thread_offset = first + thread_row() - threadIdx.x % 4 * 2;
       tiles = work.tiles;
@@ -263,7 +284,7 @@ struct Consumer {
           step<false, false>(j, done);
         }
       }
-      release(&barriers.query_empty[place.index]);
+      if constexpr (!S::kQueriesInRegisters) release(&barriers.query_empty);
     }
     if (done.tiles > 0) finish(done);
   }
@@ -282,7 +303,7 @@ struct Consumer {
       const float inverse = sum > 0.0f ? 1.0f / sum : 0.0f;
       const int row = thread_row() + half * 8;
       const int64_t offset =
-          ((work.token + row) * args.q_heads + work.head) * int64_t{args.kv.head_dim};
+          (int64_t{work.token + row} * args.q_heads + work.head) * int64_t{args.kv.head_dim};
 #pragma unroll
       for (int group = 0; group < S::kDim / 32; ++group) {
         uint32_t w[4];

@@ -1,5 +1,5 @@
 // Prefill attention for compute capability 9.0. One persistent block a multiprocessor: a producer
-// warpgroup (one warp copies K and V pages by TMA, three warps copy the next tile's queries) and
+// warpgroup (a warp each copies pages of K and of V by TMA, two copy the next tile's queries) and
 // two consumer warpgroups of 64 queries each. A consumer multiplies the next keys while it still
 // multiplies the last values, and the softmax of one consumer runs under the products of the other.
 // The scheme is FlashAttention-3's (Shah et al., 2024, arXiv:2407.08608).
@@ -21,16 +21,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ unsigned char shared[];
   __shared__ Barriers<S> barriers;
-  const uint32_t q_tiles =
+  const uint32_t q_tile =
       (shared_address(shared) + S::kAlignment - 1) / S::kAlignment * S::kAlignment;
-  const uint32_t k_tiles = q_tiles + S::kQueryBuffers * S::kQueryBytes;
+  const uint32_t k_tiles = q_tile + S::kQueryBytes;
   const uint32_t v_tiles = k_tiles + S::kStages * S::kKeyBytes;
 
   if (threadIdx.x == 0) {
-    for (int i = 0; i < S::kQueryBuffers; ++i) {
-      init_barrier(shared_address(&barriers.query_full[i]), kQueryLoaders);
-      init_barrier(shared_address(&barriers.query_empty[i]), kConsumerWarps);
-    }
+    init_barrier(shared_address(&barriers.query_full), kQueryLoaders);
+    init_barrier(shared_address(&barriers.query_empty), kConsumerWarps);
     for (int i = 0; i < S::kStages; ++i) {
       init_barrier(shared_address(&barriers.key_full[i]), 1);
       init_barrier(shared_address(&barriers.key_empty[i]), kConsumerWarps);
@@ -44,18 +42,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   if (threadIdx.x < kGroupThreads) {
+    static_assert(40 + kConsumers * 232 <= (1 + kConsumers) * 168);  // 168: what a launch gives
     give_registers<40>();
-    if (threadIdx.x < kGroupThreads - kQueryLoaders) {
-      produce_keys_values<S>(args, &k_map, &v_map, barriers, k_tiles, v_tiles);
+    const int warp = threadIdx.x / 32;
+    if (warp == 0) {
+      produce_tiles<S>(args, &k_map, barriers.key_full, barriers.key_empty, k_tiles);
+    } else if (warp == 1) {
+      produce_tiles<S>(args, &v_map, barriers.value_full, barriers.value_empty, v_tiles);
     } else {
-      produce_queries<S>(args, barriers, q_tiles);
+      produce_queries<S>(args, barriers, q_tile);
     }
   } else {
     take_registers<232>();
     const int group = threadIdx.x / kGroupThreads - 1;
-    Consumer<S> consumer{args, barriers, k_tiles, v_tiles, group};
+    Consumer<S> consumer{args, barriers, q_tile, k_tiles, v_tiles, group};
     if (group == 1) arrive_named(kTurn, kConsumers * kGroupThreads);
-    consumer.run(q_tiles);
+    consumer.run();
   }
 #endif
 }

@@ -15,9 +15,11 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 
 // 16 bytes from global to shared memory; zeros if not `valid`, when `from` is not read.
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
+  if (valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+  } else {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(to), "r"(0) : "memory");
+  }
 }
 
 __device__ __forceinline__ float power_of_two(float x) {

@@ -39,10 +39,11 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// kDim: the head size rounded up; kRows queries and kCols keys a tile.
-template <int kDim_, int kRows_, int kCols_>
+// kDim: the head size, rounded up unless kExact; kRows queries and kCols keys a tile.
+template <int kDim_, bool kExact_, int kRows_, int kCols_>
 struct Shape {
   static constexpr int kDim = kDim_;
+  static constexpr bool kExact = kExact_;
   static constexpr int kRows = kRows_;
   static constexpr int kCols = kCols_;
   static constexpr int kWarps = kRows / 16;
@@ -71,6 +72,7 @@ __device__ __forceinline__ void load_keys_values(const PrefillAttention& args, c
   const auto* k = static_cast<const __nv_bfloat16*>(args.kv.k);
   const auto* v = static_cast<const __nv_bfloat16*>(args.kv.v);
   const unsigned block_size = args.kv.block_size;
+  const int shift = (block_size & (block_size - 1)) == 0 ? __ffs(block_size) - 1 : -1;
   for (int i = threadIdx.x; i < S::kCols * kChunks; i += S::kThreads) {
     const int row = i / kChunks;
     const int chunk = i % kChunks;
@@ -78,7 +80,7 @@ __device__ __forceinline__ void load_keys_values(const PrefillAttention& args, c
     int64_t from = 0;
     if (valid) {
       const unsigned position = base + row;
-      const unsigned entry = position / block_size;
+      const unsigned entry = shift >= 0 ? position >> shift : position / block_size;
       const int64_t block = table[entry];
       from = ((block * args.kv.kv_heads + kv_head) * block_size + (position - entry * block_size)) *
                  args.kv.head_dim +
@@ -151,8 +153,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
   const int dims = args.kv.head_dim;
   const bool capping = args.softcap > 0.0f;
-  const float scale = capping ? 2.0f * kLog2E * args.scale / args.softcap : args.scale * kLog2E;
-  const float cap = args.softcap * kLog2E;
+  const float doubled = 2.0f * kLog2E * args.scale / args.softcap;
+  const float cap = args.softcap / args.scale;
+  const float scale = args.scale * kLog2E;
   // Positions of this lane's two queries, eight apart.
   const int query = first + warp_row + lane / 4;
 
@@ -184,7 +187,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     float logits[kColBlocks][4] = {};
 #pragma unroll
     for (int d = 0; d < S::kDim / 16; ++d) {
-      if (d * 16 >= dims) break;
+      if (!S::kExact && d * 16 >= dims) break;
       uint32_t* q = q_fragments[S::kQueriesInRegisters ? d : 0];
       uint32_t a[4];
       if constexpr (!S::kQueriesInRegisters) {
@@ -201,12 +204,11 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       }
     }
 
+    if (capping) {
 #pragma unroll
-    for (int n = 0; n < kColBlocks; ++n) {
+      for (int n = 0; n < kColBlocks; ++n) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        logits[n][e] *= scale;
-        if (capping) logits[n][e] = soft_capped(logits[n][e], cap);
+        for (int e = 0; e < 4; ++e) logits[n][e] = soft_capped(logits[n][e] * doubled, cap);
       }
     }
     const bool edge = base + S::kCols > first + warp_row + 1 ||
@@ -234,15 +236,15 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       }
       tile_largest = quad_max(tile_largest);
       // A query that has seen nothing yet keeps zeros without making NaNs.
-      const float anchor = tile_largest == -INFINITY ? 0.0f : tile_largest;
-      const float correction = power_of_two(largest[half] - anchor);
+      const float anchor = tile_largest == -INFINITY ? 0.0f : tile_largest * scale;
+      const float correction = power_of_two(fmaf(largest[half], scale, -anchor));
       largest[half] = tile_largest;
       float sum = 0.0f;
 #pragma unroll
       for (int n = 0; n < kColBlocks; ++n) {
 #pragma unroll
         for (int e = 2 * half; e < 2 * half + 2; ++e) {
-          logits[n][e] = power_of_two(logits[n][e] - anchor);
+          logits[n][e] = power_of_two(fmaf(logits[n][e], scale, -anchor));
           sum += logits[n][e];
         }
       }
@@ -261,7 +263,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
                              pack(logits[n + 1][2], logits[n + 1][3])};
 #pragma unroll
       for (int d = 0; d < kDimBlocks; d += 2) {
-        if (d * 8 >= dims) break;
+        if (!S::kExact && d * 8 >= dims) break;
         uint32_t b[4];
         load_matrix_transposed(b, rows_first<S>(v_tile + stage, n * 8, d, lane));
         multiply_add(out[d], a, b[0], b[1]);
@@ -301,12 +303,19 @@ void launch(const PrefillAttention& args, cudaStream_t stream) {
 }  // namespace
 
 void launch_prefill_mma(const PrefillAttention& args, cudaStream_t stream) {
-  if (args.kv.head_dim <= 64) {
-    launch<Shape<64, 128, 64>>(args, stream);
-  } else if (args.kv.head_dim <= 128) {
-    launch<Shape<128, 128, 64>>(args, stream);
+  const int dims = args.kv.head_dim;
+  if (dims == 64) {
+    launch<Shape<64, true, 128, 64>>(args, stream);
+  } else if (dims < 64) {
+    launch<Shape<64, false, 128, 64>>(args, stream);
+  } else if (dims == 128) {
+    launch<Shape<128, true, 128, 64>>(args, stream);
+  } else if (dims < 128) {
+    launch<Shape<128, false, 128, 64>>(args, stream);
+  } else if (dims == 256) {
+    launch<Shape<256, true, 64, 32>>(args, stream);
   } else {
-    launch<Shape<256, 64, 32>>(args, stream);
+    launch<Shape<256, false, 64, 32>>(args, stream);
   }
 }
 

@@ -342,7 +342,9 @@ std::vector<Case> make_cases() {
           {.name = name + " chunks", .head_dim = dims, .block_size = block, .rows = kChunks});
     }
   }
-  for (const int dims : {64, 96, 128, 256}) {
+  std::vector<Span> crowd;
+  for (int i = 0; i < 70; ++i) crowd.push_back({i * 37 % 50, 1 + i * 29 % 45});
+  for (const int dims : {16, 64, 96, 128, 256}) {
     const std::string name = label("d", dims);
     for (const int group : {1, 3, 8}) {
       cases.push_back({.name = name + label(" group ", group),
@@ -369,6 +371,7 @@ std::vector<Case> make_cases() {
                      .window = 100,
                      .softcap = 30.0f,
                      .spread = 10.0f});
+    cases.push_back({.name = name + " crowd", .head_dim = dims, .block_size = 16, .rows = crowd});
     cases.push_back(
         {.name = name + " peaked", .head_dim = dims, .rows = {{0, 1000}}, .spread = 12.0f});
     cases.push_back({.name = name + " 1000 tokens", .head_dim = dims, .rows = {{0, 1000}}});
