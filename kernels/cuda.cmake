@@ -2,12 +2,15 @@
 # into it; cuBLASLt is the only CUDA library, the runtime is static.
 file(GLOB cuda_kernels CONFIGURE_DEPENDS cuda/*.cu)
 add_library(trireme_cuda MODULE ${cuda_kernels} cuda/backend.cc cuda/check.cc cuda/cublas_gemm.cc
-            cuda/module.cc
+            cuda/device_logits.cc cuda/module.cc
             cuda/plan_decode.cc cuda/plan_prefill.cc cuda/step_arena.cc cuda/weight_upload.cc)
 target_link_libraries(trireme_cuda PRIVATE trireme_options trireme_kernels CUDA::cudart_static
                       CUDA::cublasLt)
 target_compile_options(trireme_cuda PRIVATE
                        $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra --expt-relaxed-constexpr>)
+# The same bits as on the CPU (kernels/sampling_math.h).
+file(GLOB sampling_kernels CONFIGURE_DEPENDS cuda/sampling_*.cu)
+set_source_files_properties(${sampling_kernels} PROPERTIES COMPILE_OPTIONS -fmad=false)
 set_target_properties(trireme_cuda PROPERTIES
                       LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/lib/trireme
                       INSTALL_RPATH "$ORIGIN/..:/usr/local/cuda/lib64")

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/device_logits.h"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/limits.h"
 
@@ -170,6 +171,10 @@ MatrixView CudaBackend::read_back(MatrixView view) {
   }
   synchronize();
   return {host_, view.dtype, view.rows, view.cols, view.cols};
+}
+
+std::unique_ptr<LogitRows> CudaBackend::make_logit_rows() {
+  return std::make_unique<DeviceLogitRows>(*this, device_, stream_);
 }
 
 Weight CudaBackend::make_weight(const WeightSlice& slice) {

@@ -33,6 +33,7 @@ class CudaBackend final : public Backend {
   void* stream() const override { return stream_; }
   void synchronize() override;
   MatrixView read_back(MatrixView view) override;
+  std::unique_ptr<LogitRows> make_logit_rows() override;
 
   Weight make_weight(const WeightSlice& slice) override;
   int64_t weight_bytes(const WeightSlice& slice) const override;

@@ -1,0 +1,81 @@
+// LogitRows on the GPU: a round of questions is one upload, a launch for each kind of work, one
+// small copy back, and one wait.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <memory>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/sampling.h"
+
+namespace trireme::cuda {
+
+// The same number of bytes in page-locked memory and on the device.
+class Staged {
+ public:
+  // Both are uninitialized after they grew; waits for the stream before it frees.
+  void reserve(size_t bytes, Backend& backend, cudaStream_t stream);
+  std::byte* host() const { return host_.get(); }
+  std::byte* device() const { return device_.data(); }
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const { cudaFreeHost(memory); }
+  };
+  std::unique_ptr<std::byte, Free> host_;
+  Buffer device_;
+};
+
+class DeviceLogitRows final : public LogitRows {
+ public:
+  // Of `backend`, which must outlive this: its memory, device and stream.
+  DeviceLogitRows(Backend& backend, int device, cudaStream_t stream);
+
+  void attach(MatrixView logits, int64_t vocab_begin) override;
+  void adjust(std::span<const LogitAdjustment> adjustments) override;
+  void answer(std::span<LogitQuestion> questions) override;
+
+ private:
+  // Questions that one launch answers, in the order of their tasks.
+  enum Family : uint8_t { kScan, kMasses, kBucket, kTop, kRaw, kFamilies };
+  static Family family_of(LogitQuestion::Kind kind);
+  // Where a round's results lie, from the first byte.
+  struct Layout {
+    size_t masses = 0, counts = 0, lists = 0, end = 0;
+    std::array<int32_t, kFamilies + 1> first{};  // task of each family
+  };
+  Layout plan(std::span<const LogitQuestion> questions);
+  LogitTask task_of(const LogitQuestion& question) const;
+  void launch(const Layout& layout, int32_t count);
+  void deliver(LogitQuestion& question, const LogitTask& task, const LogitAnswer& answer,
+               const Layout& layout);
+  void reserve(Buffer& buffer, size_t bytes, bool zeroed = false);
+  int32_t add_entries(const LogitAdjustment& from, AdjustRow& row, AdjustEntry* entries,
+                      int32_t count) const;
+
+  struct Row {
+    bool maxima = false;  // group_max is of what the row is now
+    int32_t first_entry = 0, entries = 0;
+    std::vector<int32_t> bucket_counts;  // after kBucketMasses
+  };
+
+  Backend& backend_;
+  int device_;
+  cudaStream_t stream_;
+  DeviceLogits logits_;
+  std::vector<Row> rows_;
+  std::vector<int32_t> order_;  // of the questions, as tasks
+  Staged tasks_;
+  Staged results_;
+  Staged adjustments_;
+  const AdjustEntry* entries_ = nullptr;  // device
+  Buffer raw_;
+  Buffer partial_;
+  Buffer arrivals_;
+  Buffer group_max_;
+};
+
+}  // namespace trireme::cuda

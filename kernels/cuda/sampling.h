@@ -1,0 +1,111 @@
+// Questions about rows of logits (kernels/logit_rows.h) on the GPU. Logits are float32
+// [rows, vocab], `stride` apart; tokens are local indices in lists and global ids in answers.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/sampling_math.h"
+
+namespace trireme::cuda {
+
+// One question, in device memory.
+struct LogitTask {
+  enum Kind : int32_t { kBest, kMass, kDraw, kBucketMasses, kBucket, kTop, kRaw };
+  Draw draw;
+  int32_t row = 0;
+  int32_t kind = kBest;
+  float max = 0.0f;
+  float inverse_temperature = 1.0f;
+  int32_t count = 0;  // kTop: wanted; kBucket: room in the list; kRaw: entries of the row
+  int32_t which = 0;  // kBucket: the bucket; kRaw: the local index
+  int32_t slot = -1;  // the place in last_token for the chosen token
+  int32_t place = 0;  // kBucketMasses: of its sums; kRaw: the row's first entry
+  int64_t list = 0;   // kTop, kBucket: the first place in the lists
+};
+
+struct LogitAnswer {
+  // kBest: the logit, kDraw: the score, as double; kMass: the mass, as int64. kTop: kTopLeftOut,
+  // kTopUnsorted.
+  int64_t value = 0;
+  float logit = 0.0f;  // kBest; kRaw
+  int32_t token = -1;  // kBest, kDraw; kTop, kBucket: candidates in the list
+};
+inline constexpr int64_t kTopLeftOut = 1;
+inline constexpr int64_t kTopUnsorted = 2;  // the right ones, in no order
+
+struct DeviceLogits {
+  float* logits = nullptr;
+  int64_t stride = 0;
+  int32_t vocab = 0;
+  int32_t vocab_begin = 0;
+  float* group_max = nullptr;  // [rows, logit_groups(vocab)]: written by kBest, used by kTop
+};
+
+// Blocks that share a row: each looks at 4096 logits, in groups of 64 that have a maximum.
+constexpr int32_t logit_parts(int64_t vocab) { return static_cast<int32_t>((vocab + 4095) / 4096); }
+constexpr int32_t logit_groups(int64_t vocab) { return logit_parts(vocab) * 64; }
+
+// What blocks leave for the one of their row that finishes last.
+struct LogitScanScratch {
+  LogitAnswer* partial = nullptr;  // [tasks, logit_parts(vocab)]
+  uint32_t* arrivals = nullptr;    // [tasks], zero before the first launch, and after each
+};
+
+// answers[i] of tasks[i], kBest, kMass or kDraw in any mixture, in one pass over the rows. With
+// `last_token`, a task's token is also written to last_token[slot] (where slot >= 0): an embedding
+// that follows on the stream reads it there.
+void launch_logit_scan(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,
+                       const LogitScanScratch& scratch, LogitAnswer* answers, int32_t* last_token,
+                       cudaStream_t stream);
+
+// The same over tensor ranks: answers [ranks, count] of kBest or kDraw, all-gathered as bytes; the
+// best token of each task to last_token[slot] and the best answer to merged[i] (may be null).
+void launch_merge_answers(const LogitAnswer* gathered, int32_t ranks, const LogitTask* tasks,
+                          int32_t count, int32_t* last_token, LogitAnswer* merged,
+                          cudaStream_t stream);
+
+// kBucketMasses: masses and token counts [places, kMassBuckets], added to.
+void launch_bucket_masses(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,
+                          int64_t* masses, int32_t* counts, cudaStream_t stream);
+
+// kBucket: to lists; answers[i].token, zero before, counts.
+void launch_bucket(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,
+                   Candidate* lists, LogitAnswer* answers, cudaStream_t stream);
+
+// kTop: to lists; needs the rows' group_max.
+void launch_logit_top(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,
+                      Candidate* lists, LogitAnswer* answers, cudaStream_t stream);
+
+// One token of an adjustment. The entries of a row stand together: allowed, banned, bias (equal
+// tokens adjacent, in their order), counts, stop.
+struct AdjustEntry {
+  int32_t index = 0;  // local
+  float bias = 0.0f;
+  int32_t generated = 0;
+};
+struct AdjustRow {
+  int32_t row = 0;
+  int32_t restricts = 0;  // only `allowed` is left, even if that is none of this part
+  int32_t allowed = 0;    // first entries of each kind
+  int32_t banned = 0;
+  int32_t bias = 0;
+  int32_t counts = 0;
+  int32_t stop = 0;
+  int32_t end = 0;
+  float repetition_penalty = 1.0f;
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+};
+
+// raw[entry]: the logit before.
+void launch_adjust(const DeviceLogits& rows, const AdjustRow* adjusted, int32_t count,
+                   const AdjustEntry* entries, float* raw, cudaStream_t stream);
+
+// kRaw: answers[i].logit.
+void launch_raw(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,
+                const AdjustEntry* entries, const float* raw, LogitAnswer* answers,
+                cudaStream_t stream);
+
+}  // namespace trireme::cuda
