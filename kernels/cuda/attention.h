@@ -62,8 +62,8 @@ struct DecodeAttention {
   // chain of dependent launches began (a copy or another full dependency stands at the step's
   // head): they are then requested before the wait for the previous kernel.
   bool early_context = false;
-  void* workspace = nullptr;            // decode_workspace_bytes(), zeroed once at allocation
-  void* out = nullptr;                  // bf16 [tokens, q_heads * head_dim], contiguous
+  void* workspace = nullptr;  // decode_workspace_bytes(), zeroed once at allocation
+  void* out = nullptr;        // bf16 [tokens, q_heads * head_dim], contiguous
 };
 
 // Splits the rows' contexts into parts of about equal work so that all multiprocessors are busy.
@@ -75,6 +75,7 @@ void plan_decode(std::span<const DeviceRow> rows, int window, int block_size, in
 // Room for every plan of up to `rows` rows: with less, plan_decode() splits less.
 int32_t decode_max_items(int32_t rows, int kv_heads, int multiprocessors);
 
+// Launches that share a workspace must agree on these (its counters are zero between launches).
 size_t decode_workspace_bytes(int32_t max_items, int q_heads, int head_dim);
 
 // Whether the kernels below are built for this head size, with so many query heads per KV head.
@@ -86,7 +87,7 @@ bool prefill_attention_supports(int head_dim, int block_size);
 // Norm and rope on q and k, KV write and attention of decode rows, in one launch (grid fixed by
 // max_items and kv_heads). Replayable in a graph. Launched with programmatic dependent launch.
 // A row's result depends on its own context and on how the plan split it (rounding of the merge),
-// not on what other rows hold. Slots of the cache behind the newest token are not read. Rows of the
+// not on what other rows hold. Slots of the cache from the newest token's on are not read. Rows of the
 // batch without an item are left alone, in `out` too.
 void launch_decode_attention(const DecodeAttention& args, cudaStream_t stream);
 
