@@ -96,7 +96,8 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
          world.layout.pipeline());
   }
   if (world.last_stage()) {
-    sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab);
+    sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab,
+                                        backend.make_logit_rows());
   }
   batch.tables.resize(groups.windows.size());
 }
@@ -219,7 +220,7 @@ void Worker::State::sample(StepResult& result) {
     for (const Wanted& one : part) sample_rows.push_back(one.row);
     const MatrixView logits = decoder.logits(std::span(logit_tokens).subspan(begin, count));
     if (world.device_tp) world.device_tp->wait({backend.stream()});
-    sampler->sample(backend.read_back(logits), sample_rows, sampled);
+    sampler->sample(logits, sample_rows, sampled);
     for (size_t i = 0; i < count; ++i) deliver(part[i], sampled[i], result);
   }
 }
