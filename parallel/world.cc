@@ -1,8 +1,15 @@
 #include "parallel/world.h"
 
+#include <array>
+
 #include "base/error.h"
+#include "parallel/stage_edge.h"
 
 namespace trireme {
+
+namespace {
+constexpr int64_t kFirstMessage = 4096;  // bytes
+}  // namespace
 
 World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout) {
   if (layout.world() != control->size()) {
@@ -29,6 +36,14 @@ void connect_devices(World& world, int device) {
   // Of one family: an abort ends both, and neither waits for the other's kernels.
   world.device_tp = world.device_data->split_device(world.stage(), "device tp");
   if (world.device_tp->size() == 1) world.device_tp.reset();
+  // GPUs are connected by their first message, and its sender waits on the host for the receiver;
+  // later a receiver may itself wait for a plan that this sender has still to push out.
+  const Buffer memory = world.device_data->allocate_symmetric(kFirstMessage);
+  StageEdge edge(*world.device_data, world.layout);
+  const MatrixView message{memory.data(), DType::kF32, 1, kFirstMessage / 4, kFirstMessage / 4};
+  if (edge.has_previous()) edge.recv(message);
+  if (edge.has_next()) edge.send(message);
+  world.device_data->wait({});
 }
 
 }  // namespace trireme

@@ -30,6 +30,14 @@ struct Wanted {
   SampleRow row;
 };
 
+// Between GPUs, sums of up to this many bytes are faster in memory that all ranks have mapped; from
+// 128 KB on they are slower there (bench/nccl_bench).
+constexpr size_t kSymmetricBytes = size_t{64} << 10;
+
+Buffer reduced_memory(World& world) {
+  return world.device_tp ? world.device_tp->allocate_symmetric(kSymmetricBytes) : Buffer{};
+}
+
 int64_t logit_rows(const WorkerConfig& config, const Backend& backend) {
   return std::min<int64_t>(config.max_tokens, backend.max_logit_rows());
 }
@@ -88,7 +96,7 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
             world.last_stage() ? world.shard().vocab : Part{}),
       decoder(model, world.layout, world.rank, std::move(weights), backend_of_rank,
               world.device_tp ? *world.device_tp : *world.tp, config.max_tokens,
-              logit_rows(config, backend_of_rank)),
+              logit_rows(config, backend_of_rank), reduced_memory(world)),
       edge(world.device_data ? *world.device_data : *world.data, world.layout),
       backend(backend_of_rank) {
   if (config.look_ahead && world.layout.pipeline() > 1) {

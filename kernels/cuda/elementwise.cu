@@ -10,8 +10,48 @@ namespace {
 
 constexpr int kThreads = 256;
 
+// With programmatic dependent launch a kernel's blocks are there before the last kernel has ended;
+// nothing of that kernel's may be touched before this.
+__device__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+bool has_early_launch() {
+  static const bool has = [] {
+    int device = 0, major = 0;
+    TRIREME_CUDA(cudaGetDevice(&device));
+    TRIREME_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    return major >= 9;
+  }();
+  return has;
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, cudaStream_t stream,
+                  Arguments... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = has_early_launch() ? 1 : 0;
+  TRIREME_CUDA(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
+}
+
 __global__ void embed_kernel(const int32_t* tokens, const __nv_bfloat16* table, int64_t vocab_begin,
                              int64_t vocab_count, int64_t cols, float scale, float* out) {
+  wait_for_previous();
+  let_next_start();
   const int64_t row = tokens[blockIdx.x] - vocab_begin;
   const bool here = row >= 0 && row < vocab_count;
   const __nv_bfloat162* from =
@@ -43,6 +83,8 @@ __device__ float block_sum(float value) {
 template <int kPerThread>
 __global__ void rms_norm_kernel(float* residual, const __nv_bfloat16* delta, int64_t delta_stride,
                                 const float* weight, float eps, int cols, __nv_bfloat16* out) {
+  wait_for_previous();
+  let_next_start();
   float4* row = reinterpret_cast<float4*>(residual + int64_t{blockIdx.x} * cols);
   float4 kept[kPerThread];
   float squares = 0.0f;
@@ -106,9 +148,21 @@ __global__ void gated_activation_kernel(const __nv_bfloat16* gate, int64_t gate_
 
 __global__ void gather_rows_kernel(const float* x, const int32_t* indices, int64_t cols,
                                    float* out) {
+  wait_for_previous();
+  let_next_start();
   const float4* from = reinterpret_cast<const float4*>(x + indices[blockIdx.x] * cols);
   float4* to = reinterpret_cast<float4*>(out + blockIdx.x * cols);
   for (int64_t i = threadIdx.x; i < cols / 4; i += blockDim.x) to[i] = from[i];
+}
+
+__global__ void scatter_kernel(const __grid_constant__ Pieces pieces) {
+  const Pieces::Piece& piece = pieces.pieces[blockIdx.x];
+  const auto* from = static_cast<const uint4*>(piece.from);
+  auto* to = static_cast<uint4*>(piece.to);
+  const uint32_t count = piece.bytes / 16;
+  for (uint32_t i = blockIdx.y * blockDim.x + threadIdx.x; i < count; i += gridDim.y * blockDim.x) {
+    to[i] = from[i];
+  }
 }
 
 __global__ void fill_random_kernel(__nv_bfloat16* to, int64_t count, uint32_t seed) {
@@ -127,6 +181,15 @@ __global__ void fill_random_kernel(__nv_bfloat16* to, int64_t count, uint32_t se
 
 }  // namespace
 
+void launch_scatter(const Pieces& pieces, cudaStream_t stream) {
+  if (pieces.count == 0) return;
+  uint32_t most = 0;
+  for (int i = 0; i < pieces.count; ++i) most = std::max(most, pieces.pieces[i].bytes);
+  const unsigned deep = std::clamp(most / (16 * kThreads), 1u, 32u);
+  scatter_kernel<<<dim3(static_cast<unsigned>(pieces.count), deep), kThreads, 0, stream>>>(pieces);
+  TRIREME_CUDA(cudaGetLastError());
+}
+
 void launch_fill_random(void* to, int64_t count, uint32_t seed, cudaStream_t stream) {
   fill_random_kernel<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
                        stream>>>(static_cast<__nv_bfloat16*>(to), count, seed);
@@ -136,9 +199,9 @@ void launch_fill_random(void* to, int64_t count, uint32_t seed, cudaStream_t str
 void launch_embed(const int32_t* tokens, int64_t count, const void* table, int64_t vocab_begin,
                   int64_t vocab_count, int64_t cols, float scale, float* out, cudaStream_t stream) {
   if (count == 0) return;
-  embed_kernel<<<static_cast<unsigned>(count), kThreads, 0, stream>>>(
-      tokens, static_cast<const __nv_bfloat16*>(table), vocab_begin, vocab_count, cols, scale, out);
-  TRIREME_CUDA(cudaGetLastError());
+  launch_early(embed_kernel, dim3(static_cast<unsigned>(count)), kThreads, stream, tokens,
+               static_cast<const __nv_bfloat16*>(table), vocab_begin, vocab_count, cols, scale,
+               out);
 }
 
 void launch_rms_norm(float* residual, const void* delta, int64_t delta_stride, const float* weight,
@@ -148,9 +211,9 @@ void launch_rms_norm(float* residual, const void* delta, int64_t delta_stride, c
   const int threads = std::clamp((vectors + 31) / 32 * 32, 32, 512);
   const int per_thread = (vectors + threads - 1) / threads;
   const auto launch = [&](auto kernel) {
-    kernel<<<static_cast<unsigned>(rows), threads, 0, stream>>>(
-        residual, static_cast<const __nv_bfloat16*>(delta), delta_stride, weight, eps,
-        static_cast<int>(cols), static_cast<__nv_bfloat16*>(out));
+    launch_early(kernel, dim3(static_cast<unsigned>(rows)), threads, stream, residual,
+                 static_cast<const __nv_bfloat16*>(delta), delta_stride, weight, eps,
+                 static_cast<int>(cols), static_cast<__nv_bfloat16*>(out));
   };
   if (per_thread <= 1) {
     launch(rms_norm_kernel<1>);
@@ -163,7 +226,6 @@ void launch_rms_norm(float* residual, const void* delta, int64_t delta_stride, c
   } else {
     fail_internal("rms_norm: more than 32768 columns");
   }
-  TRIREME_CUDA(cudaGetLastError());
 }
 
 void launch_gated_activation(const void* gate, int64_t gate_stride, const void* up,
@@ -184,8 +246,8 @@ void launch_gated_activation(const void* gate, int64_t gate_stride, const void* 
 void launch_gather_rows(const float* x, const int32_t* indices, int64_t count, int64_t cols,
                         float* out, cudaStream_t stream) {
   if (count == 0) return;
-  gather_rows_kernel<<<static_cast<unsigned>(count), kThreads, 0, stream>>>(x, indices, cols, out);
-  TRIREME_CUDA(cudaGetLastError());
+  launch_early(gather_rows_kernel, dim3(static_cast<unsigned>(count)), kThreads, stream, x, indices,
+               cols, out);
 }
 
 }  // namespace trireme::cuda

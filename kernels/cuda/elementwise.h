@@ -25,6 +25,20 @@ void launch_gated_activation(const void* gate, int64_t gate_stride, const void* 
 void launch_gather_rows(const float* x, const int32_t* indices, int64_t count, int64_t cols,
                         float* out, cudaStream_t stream);
 
+// Copies pieces of page-locked host memory, read by the kernel itself, to device addresses: one
+// launch where copies would each cost microseconds of the stream. Multiples of 16 bytes.
+struct Pieces {
+  static constexpr int kMost = 32;
+  struct Piece {
+    const void* from = nullptr;
+    void* to = nullptr;
+    uint32_t bytes = 0;
+  };
+  Piece pieces[kMost];
+  int count = 0;
+};
+void launch_scatter(const Pieces& pieces, cudaStream_t stream);
+
 // `count` bf16 of about a normal distribution's spread, for measurements.
 void launch_fill_random(void* to, int64_t count, uint32_t seed, cudaStream_t stream);
 

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/elementwise.h"
 
 namespace trireme::cuda {
 namespace {
@@ -14,6 +15,8 @@ constexpr size_t kAlignment = 256;
 constexpr size_t kFirstTokens = 8192;
 constexpr size_t kFirstBlocks = size_t{1} << 16;
 constexpr size_t kGroupArrays = 4;
+// Recorded steps have at most so many rows more than the step's own (CudaBackend::padded_rows).
+constexpr size_t kPadding = 32;
 
 size_t align(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -79,11 +82,11 @@ bool StepArena::fill(const StepInputs& inputs, int kv_heads, int block_size, int
   for (const AttentionRow& row : rows) tokens = std::max(tokens, row.token_begin + row.count);
   token_count_ = tokens;
   // Beyond the step's own tokens a recorded step reads zeros.
-  const auto padded = static_cast<size_t>(tokens) + 512;
+  const auto padded = static_cast<size_t>(tokens) + kPadding;
 
   int32_t* ids = stage<int32_t>(index(Section::kTokens), padded);
   std::fill(std::copy(inputs.tokens.begin(), inputs.tokens.end(), ids), ids + padded, 0);
-  const size_t logit_padded = inputs.logit_tokens.size() + 512;
+  const size_t logit_padded = inputs.logit_tokens.size() + kPadding;
   int32_t* logits = stage<int32_t>(index(Section::kLogitTokens), logit_padded);
   std::fill(std::copy(inputs.logit_tokens.begin(), inputs.logit_tokens.end(), logits),
             logits + logit_padded, 0);
@@ -201,13 +204,19 @@ void StepArena::copy() {
     TRIREME_CUDA(cudaMallocHost(reinterpret_cast<void**>(&staging.data), staging.bytes));
   }
   std::byte* next = staging.data;
+  Pieces pieces;
   for (const Array& one : arrays_) {
     if (one.used == 0) continue;
     std::memcpy(next, one.values.data(), one.used);
-    TRIREME_CUDA(
-        cudaMemcpyAsync(device_ + one.offset, next, one.used, cudaMemcpyHostToDevice, stream_));
+    if (pieces.count == Pieces::kMost) {
+      launch_scatter(pieces, stream_);
+      pieces.count = 0;
+    }
+    pieces.pieces[pieces.count++] = {next, device_ + one.offset,
+                                     static_cast<uint32_t>((one.used + 15) / 16 * 16)};
     next += align(one.used);
   }
+  launch_scatter(pieces, stream_);
   TRIREME_CUDA(cudaEventRecord(staging.done, stream_));
   staging.pending = true;
 }

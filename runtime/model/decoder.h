@@ -60,9 +60,12 @@ class Decoder {
   // `tp` reduces among this stage's tensor ranks. All references must outlive the decoder.
   // `max_tokens`: the largest batch; scratch for it is allocated here and nowhere later.
   // `max_logits`: the most logit_tokens of a batch; 0 means max_tokens. Throws kUnimplemented for
-  // what no op computes yet (experts, norms after a block, a softcap on logits).
+  // what no op computes yet (experts, norms after a block, a softcap on logits). `reduced`: memory
+  // in which `tp` sums what fits into it, where the communicator is faster in memory of its own
+  // (DeviceCommunicator::allocate_symmetric).
   Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank, DecoderWeights weights,
-          Backend& backend, Communicator& tp, int64_t max_tokens, int64_t max_logits = 0);
+          Backend& backend, Communicator& tp, int64_t max_tokens, int64_t max_logits = 0,
+          Buffer reduced = {});
 
   // Bytes of that scratch, for the memory account.
   static int64_t scratch_bytes(const ModelConfig& config, const ParallelLayout& layout, int rank,
@@ -90,6 +93,7 @@ class Decoder {
   void attention(int layer, int64_t tokens, bool normed);
   void feed_forward(int layer, int64_t tokens, bool normed);
   void reduce(MatrixView x);
+  MatrixView delta_of(int64_t tokens);
   MatrixView head(std::span<const int32_t> tokens, int64_t rows);
 
   const ModelConfig& config_;

@@ -18,11 +18,16 @@
 namespace trireme {
 namespace {
 
-// Relative L2 distance of a row of logits from the float32 reference: weights, activations and KV
-// are bf16 (8 bits), sums and the residual stream float32.
-constexpr double kLogitTolerance = 3e-2;
-// Greedy tokens are compared where the reference's best logit leads by more than this.
-constexpr float kMarginTolerance = 0.1f;
+// Relative L2 distance of a row of logits from the float32 reference. Weights, activations and KV
+// are bf16 (8 bits of mantissa), sums and the residual stream float32. Rounding the fixtures' weights
+// to bf16 alone moves the logits of a random prompt by up to 0.087; transformers' own bf16 run by up
+// to 0.20.
+constexpr double kLogitTolerance = 8e-2;
+// A greedy token may differ where the reference's best logit leads by less than this. transformers'
+// own bf16 run loses leads of up to 0.70.
+constexpr float kMarginTolerance = 0.5f;
+// Chunks and batches change only the order of sums and what is rounded to bf16 on the way.
+constexpr double kOrderTolerance = 4e-2;
 
 MpiEnvironment* environment = nullptr;
 Communicator* world = nullptr;
@@ -49,6 +54,7 @@ RunOptions gpu_options(const LayoutSpec& layout) {
   RunOptions options;
   options.layout = layout;
   options.kv_dtype = DType::kBF16;
+  options.max_tokens = 4096;
   options.gpu = environment->local_rank();
   return options;
 }
@@ -132,7 +138,7 @@ TEST_F(GpuModel, ChunksChangeLittle) {
     const auto whole = run(tokens.size());
     for (const size_t size : {1, 3, 16, 17}) {
       const double error = relative_l2(std::span<const float>(run(size)), std::span(whole));
-      EXPECT_LT(error, kLogitTolerance) << "chunks of " << size;
+      EXPECT_LT(error, kOrderTolerance) << "chunks of " << size;
       worst = std::max(worst, error);
     }
   });
@@ -167,7 +173,7 @@ TEST_F(GpuModel, BatchesChangeLittle) {
       const auto alone = run({s});
       for (size_t i = 0; i < alone.size(); ++i) {
         const double error = relative_l2(together[i].row(static_cast<size_t>(s)), alone[i].row(0));
-        EXPECT_LT(error, kLogitTolerance) << "sequence " << s << ", step " << i;
+        EXPECT_LT(error, kOrderTolerance) << "sequence " << s << ", step " << i;
         worst = std::max(worst, error);
       }
     }
