@@ -11,7 +11,8 @@ namespace trireme::cuda {
 namespace {
 
 constexpr int kMaxDevices = 64;
-constexpr int kStaticShared = 512;  // bytes that kernels use besides what they are launched with
+constexpr int kReservedShared = 1024;  // bytes for each block, by the driver
+constexpr int kStaticShared = 512;     // bytes that kernels use besides what they are launched with
 
 bool is_gated(GemmOut kind) { return kind == GemmOut::kSwiGlu || kind == GemmOut::kGeGlu; }
 
@@ -100,26 +101,21 @@ void launch_tile(const SkinnyArgs& args, Launch how) {
 template <int kWide>
 bool launch_walk(SkinnyArgs args, const SkinnyShape& shape, Launch how) {
   const DeviceFacts& facts = facts_of(how.device);
-  if (!facts.hopper) return false;
-  const bool norm = args.gemm.norm != nullptr;
+  const bool norm = args.gemm.norm != nullptr, many = args.gemm.tokens > 8;
+  const int rest = WalkLayout(0, args.gemm.cols, args.gemm.tokens, norm).total;
+  const int room = (facts.shared_bytes - rest) / Stage<kWide>::kBytes;
+  const int share = (facts.shared_bytes + kReservedShared) / shape.per_sm - kReservedShared;
+  args.depth =
+      shape.depth != 0 ? shape.depth : std::min((share - rest) / Stage<kWide>::kBytes, kMaxDepth);
+  if (!facts.hopper || args.depth < 2 || args.depth > room || args.depth > kMaxDepth) return false;
   const int64_t groups = (args.out_rows + 7) / 8;
   how.blocks =
       static_cast<int>(std::min<int64_t>(groups, int64_t{facts.multiprocessors} * shape.per_sm));
   how.threads = kWarps * 32 + 32;
-  args.depth = shape.depth;
-  if (args.depth == 0) {
-    const int budget = (facts.shared_bytes + 1024) / shape.per_sm - 1024 - 256;
-    const int rest = WalkLayout(0, args.gemm.cols, args.gemm.tokens, norm).total;
-    args.depth = std::min((budget - rest) / Stage<kWide>::kBytes, shape.most);
-    if (args.depth < 3) return false;
-  }
-  how.shared_bytes =
-      WalkLayout(args.depth * Stage<kWide>::kBytes, args.gemm.cols, args.gemm.tokens, norm).total;
-  if (how.shared_bytes > facts.shared_bytes) return false;
-  if (shape.alone) {
-    how.shared_bytes = std::max(how.shared_bytes, (facts.shared_bytes + 1024) / (shape.per_sm + 1));
-  }
-  const bool many = args.gemm.tokens > 8;
+  // No block of the next kernel fits beside: it starts where one has ended, and its first requests
+  // fill the memory's pause between the two. Let in earlier, it has sent them before that.
+  how.shared_bytes = std::max(rest + args.depth * Stage<kWide>::kBytes,
+                              (facts.shared_bytes + kReservedShared) / (shape.per_sm + 1));
   if (norm) {
     many ? launch<skinny_walk_kernel<kWide, true, true>>(args, how)
          : launch<skinny_walk_kernel<kWide, false, true>>(args, how);
@@ -145,23 +141,24 @@ void check(const Gemm& gemm) {
 
 }  // namespace
 
-// From a table measured on an H100 (bench/cuda_gemm_bench.cu shapes).
+// After measurements on an H100 (bench/cuda_gemm_bench.cu shapes).
 SkinnyShape choose_skinny_shape(const Gemm& gemm) {
+  const DeviceFacts& facts = facts_of(current_device());
   const bool norm = gemm.norm != nullptr;
-  const int64_t weight_bytes = gemm.rows * gemm.cols * 2;
-  const int64_t x_bytes = gemm.tokens * gemm.cols * 2;
   const bool tall = gemm.rows >= 12288;
-  const bool walks = weight_bytes >= (16 << 20) && x_bytes <= (tall ? 128 << 10 : 112 << 10) &&
-                     (tall || (gemm.tokens <= 8 && !norm)) &&
-                     facts_of(current_device()).shared_bytes >= (200 << 10) &&
-                     facts_of(current_device()).hopper;
+  const int64_t x_bytes = gemm.tokens * gemm.cols * 2;
+  const int64_t rest = WalkLayout(0, gemm.cols, gemm.tokens, norm).total;
+  // Each block of a walk first brings all activations: that must be little beside its weights.
+  const bool walks = facts.hopper && rest + (48 << 10) <= facts.shared_bytes &&
+                     gemm.rows * gemm.cols >= (8 << 20) &&
+                     (tall || (gemm.tokens <= 8 && !norm && x_bytes <= (112 << 10)));
   if (walks) {
-    if (x_bytes <= (32 << 10) && gemm.cols < 7168 && !norm) return {0, 0, 2, true, true};
-    return {0, 0, 1, !tall || gemm.cols < 7168, true};
+    if (x_bytes <= (32 << 10) && gemm.cols < 7168 && !norm) return {0, 0, 2, true};
+    return {0, 0, 1, !tall || gemm.cols < 7168};
   }
-  const int64_t blocks_of_4 = (gemm.rows + 31) / 32;
-  if (blocks_of_4 < 64) return {2, 6};
-  if (blocks_of_4 <= 132 && facts_of(current_device()).shared_bytes >= (130 << 10)) return {4, 4};
+  const int64_t blocks = (gemm.rows + 31) / 32;
+  if (blocks < 64) return {2, 6};
+  if (blocks <= facts.multiprocessors && facts.shared_bytes >= (130 << 10)) return {4, 4};
   return {4, 3};
 }
 

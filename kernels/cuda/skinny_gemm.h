@@ -8,15 +8,15 @@
 namespace trireme::cuda {
 
 struct SkinnyShape {
-  // Weight rows that a block multiplies at a time, in groups of 8. 0: it walks over its rows one
-  // group at a time, with the activations resident in shared memory.
+  // Weight rows that a block multiplies at once, in groups of 8 (skinny_gemm.cuh). 0: it walks over
+  // its rows one group at a time, with the activations in shared memory (skinny_walk.cuh).
   int groups = 4;
-  int depth = 3;   // chunks of 64 columns that a warp keeps on their way
-  int per_sm = 0;  // where it walks: blocks for each multiprocessor; then `depth` counts stages of
-                   // 512 columns for the whole block
+  // Chunks of 64 columns that each warp keeps on their way; where the block walks, stages that it
+  // keeps on their way, 0: as many as there is shared memory for.
+  int depth = 3;
+  // Where it walks: blocks for each multiprocessor, and stages of 1024 columns rather than 512.
+  int per_sm = 0;
   bool wide = false;
-  bool alone = false;
-  int most = 24;
 };
 
 SkinnyShape choose_skinny_shape(const Gemm& gemm);

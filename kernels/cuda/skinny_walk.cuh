@@ -39,8 +39,9 @@ struct WalkLayout {
   __host__ __device__ static int least(int a, int b) { return a < b ? a : b; }
 };
 
-// The groups of 8 weight rows that a block walks over: every stride-th, or a run of neighbours;
-// where the kind is gated each is a gate group and then its up group.
+// The groups of 8 weight rows that a block walks over: every gridDim-th, so that what all blocks
+// have on its way at a time lies together. Where the kind is gated, each is a gate group and then
+// its up group.
 struct Walk {
   int groups = 0;  // to walk over, gate and up both counted
   bool gated = false;
@@ -64,56 +65,55 @@ struct Walk {
   }
 };
 
-// Brings a lane's activations of all its warp's chunks to shared memory: [chunk][half][token][t].
-template <bool kMany, bool kNorm>
-__device__ void store_activations(const Gemm& gemm, unsigned char* to, int count, int first_column,
-                                  int g, int t, float (&squares)[2]) {
-  const int half_bytes = gemm.tokens * 64;
-  to += g * 64 + t * 16;
-  if constexpr (!kNorm) {
-    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-    for (int i = 0; i < 2 * count; ++i) {
-      const int64_t column = first_column + i / 2 * (kWarps * kChunk) + i % 2 * 32;
-      const bool inside = column < gemm.cols;
+// The next three bring a warp's activations of all its chunks to shared memory, as
+// [chunk][half chunk][token][t] of 16 bytes. The residual's squares are added up on the way, in the
+// order of skinny_kernel.
+template <bool kMany>
+__device__ void store_plain(const Gemm& gemm, unsigned char* to, int count, int first_column, int g,
+                            int t) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to)) + g * 64 + t * 16;
+  for (int i = 0; i < 2 * count; ++i) {
+    const int64_t column = first_column + i / 2 * (kWarps * kChunk) + i % 2 * 32;
+    const bool inside = column < gemm.cols;
 #pragma unroll
-      for (int tile = 0; tile < (kMany ? 2 : 1); ++tile) {
-        const int token = g + 8 * tile;
-        const auto* from = static_cast<const __nv_bfloat16*>(gemm.x) + token * gemm.x_stride;
-        if (token < gemm.tokens) {
-          copy_16_async(address + i * half_bytes + tile * 8 * 64, from + (inside ? column : 0),
-                        inside);
-        }
+    for (int tile = 0; tile < (kMany ? 2 : 1); ++tile) {
+      const int token = g + 8 * tile;
+      const auto* from = static_cast<const __nv_bfloat16*>(gemm.x) + token * gemm.x_stride;
+      if (token < gemm.tokens) {
+        copy_16_async(address + i * gemm.tokens * 64 + tile * 8 * 64, from + (inside ? column : 0),
+                      inside);
       }
     }
-    end_copy_group();
-    wait_for_copy_groups<0>();
-    return;
-  } else {
-    constexpr int kAtOnce = 2;
-    for (int begin = 0; begin < count; begin += kAtOnce) {
-      NormedActivations<kMany> loaded[kAtOnce];
+  }
+  end_copy_group();
+  wait_for_copy_groups<0>();
+}
+
+// For more than 8 tokens: through registers.
+__device__ inline void store_normed_many(const Gemm& gemm, unsigned char* to, int count,
+                                         int first_column, int g, int t, float (&squares)[2]) {
+  constexpr int kAtOnce = 2;
+  to += g * 64 + t * 16;
+  for (int begin = 0; begin < count; begin += kAtOnce) {
+    NormedActivations<true> loaded[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        // Past the last chunk the column is past the last one, and zeros come.
-        const int64_t column =
-            begin + i < count ? first_column + (begin + i) * (kWarps * kChunk) : gemm.cols;
-        loaded[i].load(gemm, column, g);
-      }
+    for (int i = 0; i < kAtOnce; ++i) {
+      // Past the last chunk the column is past the last one, and zeros come.
+      const int64_t column =
+          begin + i < count ? first_column + (begin + i) * (kWarps * kChunk) : gemm.cols;
+      loaded[i].load(gemm, column, g);
+    }
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (begin + i >= count) break;
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (begin + i >= count) break;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          unsigned char* at = to + ((begin + i) * 2 + half) * half_bytes;
-          NormWeights norm;
-          norm.load(gemm, first_column + (begin + i) * (kWarps * kChunk) + 32 * half);
-          const uint4 low = loaded[i].fragment(half, 0, norm, squares[0]);
-          if (g < gemm.tokens) *reinterpret_cast<uint4*>(at) = low;
-          if constexpr (kMany) {
-            const uint4 high = loaded[i].fragment(half, 1, norm, squares[1]);
-            if (g + 8 < gemm.tokens) *reinterpret_cast<uint4*>(at + 8 * 64) = high;
-          }
-        }
+      for (int half = 0; half < 2; ++half) {
+        unsigned char* at = to + ((begin + i) * 2 + half) * gemm.tokens * 64;
+        NormWeights norm;
+        norm.load(gemm, first_column + (begin + i) * (kWarps * kChunk) + 32 * half);
+        *reinterpret_cast<uint4*>(at) = loaded[i].fragment(half, 0, norm, squares[0]);
+        const uint4 high = loaded[i].fragment(half, 1, norm, squares[1]);
+        if (g + 8 < gemm.tokens) *reinterpret_cast<uint4*>(at + 8 * 64) = high;
       }
     }
   }
@@ -129,8 +129,8 @@ __device__ inline void request_norm(const Gemm& gemm, uint32_t to, int count, in
   end_copy_group();
 }
 
-// store_activations() of up to 8 tokens with the norm: the residual comes by asynchronous copies of
-// all lanes, many chunks at once, and is normed from there.
+// For up to 8 tokens: the residual comes by asynchronous copies of all lanes, many chunks at once,
+// and is normed from there.
 __device__ inline void store_normed(const Gemm& gemm, unsigned char* to, unsigned char* residual,
                                     const unsigned char* norm, int count, int warp, int lane,
                                     float& squares) {
@@ -169,7 +169,7 @@ __device__ inline void store_normed(const Gemm& gemm, unsigned char* to, unsigne
   }
 }
 
-// A lane's activations of one chunk, as store_activations() left them.
+// A lane's activations of one chunk, as they were stored.
 template <bool kMany>
 struct StoredActivations {
   uint4 low[2], high[2];
@@ -315,11 +315,13 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, kMany ? 1 : 3)
   wait_for_previous_kernel();
   float* all_squares = reinterpret_cast<float*>(shared + layout.squares);
   float squares[2] = {};
-  if constexpr (kNorm && !kMany) {
+  if constexpr (!kNorm) {
+    store_plain<kMany>(gemm, activations, count, first_column, g, t);
+  } else if constexpr (kMany) {
+    store_normed_many(gemm, activations, count, first_column, g, t, squares);
+  } else {
     store_normed(gemm, activations, shared + layout.residual + warp * layout.warp_residual, norm,
                  count, warp, lane, squares[0]);
-  } else {
-    store_activations<kMany, kNorm>(gemm, activations, count, first_column, g, t, squares);
   }
   if constexpr (kNorm) store_squares<kMany>(squares, all_squares, warp, g, t);
   GroupResults<kMany, kNorm> results(args, walk, reinterpret_cast<float*>(shared + layout.partials),
