@@ -10,7 +10,7 @@ if(TRIREME_HAVE_CUDA)
   endforeach()
 
   # Single kernels, below the backend: programs of the module's own objects.
-  foreach(area gemm decode prefill)
+  foreach(area gemm decode prefill sampling)
     add_executable(cuda_${area}_test cuda_${area}_test.cu $<TARGET_OBJECTS:trireme_cuda>)
     target_link_libraries(cuda_${area}_test PRIVATE trireme_options trireme_kernels
                           CUDA::cudart_static CUDA::cublasLt)
