@@ -100,7 +100,7 @@ void run() {
       TRIREME_CUDA(cudaStreamSynchronize(stream));
     };
     upload();
-    launch_logit_scan(rows, tasks, kMostRows, scratch, answers, last_token, stream);
+    launch_logit_scan(rows, tasks, kMostRows, false, scratch, answers, last_token, stream);
     for (LogitTask& task : list) task.kind = shape.kind;
     upload();
     for (const int32_t count : {1, 64, 256}) {
@@ -110,7 +110,8 @@ void run() {
         } else if (shape.kind == LogitTask::kBucketMasses) {
           launch_bucket_masses(rows, tasks, count, masses, counts, stream);
         } else {
-          launch_logit_scan(rows, tasks, count, scratch, answers, last_token, stream);
+          launch_logit_scan(rows, tasks, count, shape.kind == LogitTask::kDraw, scratch, answers,
+                            last_token, stream);
         }
       });
       const double limit = static_cast<double>(count) * kVocab * 4 / bandwidth * 1e6;

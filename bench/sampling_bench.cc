@@ -47,6 +47,7 @@ std::vector<Shape> shapes() {
   add("top_k", [](SamplingParams& p) { p.top_k = 40; });
   add("top_p_min_p", [](SamplingParams& p) { p.top_p = 0.9f, p.min_p = 0.02f; });
   add("wide_top_p", [](SamplingParams& p) { p.top_p = 0.9f, p.temperature = 1.5f; });
+  add("narrow_top_p", [](SamplingParams& p) { p.top_p = 0.9f, p.temperature = 0.4f; });
   add("penalties", [](SamplingParams& p) {
     p.temperature = 0.8f;
     p.repetition_penalty = 1.1f;

@@ -149,7 +149,7 @@ void Sampler::State::raw_statistics() {
     if (sent == 0) continue;
     ++next;
     work.local.resize(static_cast<size_t>(sent));
-    for (const Candidate& candidate : work.local) exchange.put(candidate);
+    exchange.put_all(work.local);
   }
   exchange.gather(tp);
   for (SamplerWork& work : active()) {
@@ -319,27 +319,17 @@ void Sampler::State::find_thresholds() {
   for (SamplerWork& work : active()) {
     if (!work.by_threshold) continue;
     work.local.resize(static_cast<size_t>(work.bucket_tokens));
-    for (const Candidate& candidate : work.local) exchange.put(candidate);
+    exchange.put_all(work.local);
   }
   exchange.gather(tp);
   for (SamplerWork& work : active()) {
     if (!work.by_threshold) continue;
     work.merged.clear();
     for (int rank = 0; rank < tp.size(); ++rank) {
-      for (int64_t i = 0; i < work.bucket_tokens; ++i) {
-        const auto candidate = exchange.take<Candidate>(rank);
-        if (candidate.token >= 0) work.merged.push_back(candidate);
-      }
+      exchange.take_all(rank, static_cast<size_t>(work.bucket_tokens), work.merged);
     }
-    std::sort(work.merged.begin(), work.merged.end(), better_candidate);
-    const double needed = needed_mass(work);
-    const auto max = static_cast<float>(work.draw.max);
-    int64_t before = work.bucket_before;
-    for (const Candidate& candidate : work.merged) {
-      if (static_cast<double>(before) >= needed) break;
-      work.draw.worst = candidate;
-      before += mass_of(candidate.logit, max, inverse_for_mass(work.draw));
-    }
+    std::erase_if(work.merged, [](const Candidate& candidate) { return candidate.token < 0; });
+    set_threshold(work);
   }
 }
 
@@ -364,7 +354,7 @@ void Sampler::State::candidate_round(bool with_mass) {
     work.local.resize(static_cast<size_t>(work.candidates));
     exchange.put(next++->left_out);
     if (with_mass) exchange.put(wants_mass(work) ? next++->mass : int64_t{0});
-    for (const Candidate& candidate : work.local) exchange.put(candidate);
+    exchange.put_all(work.local);
   }
   exchange.gather(tp);
   for (SamplerWork& work : active()) {
@@ -397,12 +387,7 @@ void Sampler::State::choose_among_candidates(SamplerWork& work,
     return;
   }
   work.candidates = 0;
-  Scored drawn;
-  for (int64_t i = 0; i < kept; ++i) {
-    const Scored scored = work.draw.score(work.merged[static_cast<size_t>(i)]);
-    if (better(scored, drawn)) drawn = scored;
-  }
-  work.token = drawn.token;
+  work.token = draw_from(work.draw, std::span(work.merged).first(static_cast<size_t>(kept))).token;
 }
 
 // The raw logit of the chosen (or target) token comes from the rank that holds it.

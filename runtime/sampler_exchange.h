@@ -24,15 +24,20 @@ class Exchange {
     std::memcpy(mine_.data() + end, &value, sizeof(T));
   }
 
+  template <typename T>
+  void put_all(const std::vector<T>& values) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    const auto* bytes = reinterpret_cast<const std::byte*>(values.data());
+    mine_.insert(mine_.end(), bytes, bytes + values.size() * sizeof(T));
+  }
+
   void gather(Communicator& group) {
-    all_.resize(mine_.size() * static_cast<size_t>(group.size()));
-    if (mine_.empty()) return;
-    if (group.size() == 1) {
-      all_ = mine_;
-    } else {
-      group.all_gather(mine_, all_);
-    }
+    stride_ = mine_.size();
     cursors_.assign(static_cast<size_t>(group.size()), 0);
+    if (mine_.empty()) return;
+    if (group.size() == 1) return all_.swap(mine_);
+    all_.resize(stride_ * static_cast<size_t>(group.size()));
+    group.all_gather(mine_, all_);
   }
 
   // The next value of `rank`.
@@ -40,14 +45,27 @@ class Exchange {
   T take(int rank) {
     size_t& cursor = cursors_[static_cast<size_t>(rank)];
     T value;
-    std::memcpy(&value, all_.data() + static_cast<size_t>(rank) * mine_.size() + cursor, sizeof(T));
+    std::memcpy(&value, all_.data() + static_cast<size_t>(rank) * stride_ + cursor, sizeof(T));
     cursor += sizeof(T);
     return value;
+  }
+
+  // The next `count` values of `rank`, behind those of `to`.
+  template <typename T>
+  void take_all(int rank, size_t count, std::vector<T>& to) {
+    size_t& cursor = cursors_[static_cast<size_t>(rank)];
+    const size_t end = to.size();
+    to.resize(end + count);
+    if (count == 0) return;
+    std::memcpy(to.data() + end, all_.data() + static_cast<size_t>(rank) * stride_ + cursor,
+                count * sizeof(T));
+    cursor += count * sizeof(T);
   }
 
  private:
   std::vector<std::byte> mine_;
   std::vector<std::byte> all_;
+  size_t stride_ = 0;  // bytes a rank
   std::vector<size_t> cursors_;
 };
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "runtime/sampler.h"
@@ -79,5 +80,12 @@ struct CandidateCertainty {
 // The length of the prefix of work.merged that top_k, top_p and min_p keep, or -1 if the
 // candidates do not prove it yet.
 int64_t kept_prefix(const SamplerWork& work, const CandidateCertainty& certainty, int64_t vocab);
+
+// Gumbel-max over candidates that are all kept, best first.
+Scored draw_from(const Draw& draw, std::span<const Candidate> candidates);
+
+// work.draw.worst: the last candidate that top_p keeps, where work.merged has all of the bucket in
+// which the mass is reached, in any order.
+void set_threshold(SamplerWork& work);
 
 }  // namespace trireme

@@ -177,6 +177,7 @@ DeviceLogitRows::Layout DeviceLogitRows::plan(std::span<const LogitQuestion> que
     for (size_t i = 0; i < questions.size(); ++i) {
       if (family_of(questions[i].kind) != family) continue;
       LogitTask task = task_of(questions[i]);
+      layout.draws |= task.kind == LogitTask::kDraw;
       if (family == kMasses) task.place = places++;
       if (family == kTop || family == kBucket) {
         task.list = listed;
@@ -211,7 +212,7 @@ void DeviceLogitRows::launch(const Layout& layout, int32_t count) {
   if (size(kMasses) + size(kBucket) > 0) {
     TRIREME_CUDA(cudaMemsetAsync(results_.device(), 0, layout.lists, stream_));
   }
-  launch_logit_scan(logits_, tasks, size(kScan),
+  launch_logit_scan(logits_, tasks, size(kScan), layout.draws,
                     {reinterpret_cast<LogitAnswer*>(partial_.data()),
                      reinterpret_cast<uint32_t*>(arrivals_.data())},
                     answers, nullptr, stream_);

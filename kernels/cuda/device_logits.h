@@ -45,6 +45,7 @@ class DeviceLogitRows final : public LogitRows {
   // Where a round's results lie, from the first byte.
   struct Layout {
     size_t masses = 0, counts = 0, lists = 0, end = 0;
+    bool draws = false;
     std::array<int32_t, kFamilies + 1> first{};  // task of each family
   };
   Layout plan(std::span<const LogitQuestion> questions);

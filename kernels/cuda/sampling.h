@@ -53,10 +53,10 @@ struct LogitScanScratch {
   uint32_t* arrivals = nullptr;    // [tasks], zero before the first launch, and after each
 };
 
-// answers[i] of tasks[i], kBest, kMass or kDraw in any mixture, in one pass over the rows. With
-// `last_token`, a task's token is also written to last_token[slot] (where slot >= 0): an embedding
-// that follows on the stream reads it there.
-void launch_logit_scan(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,
+// answers[i] of tasks[i], kBest, kMass or (only where `draws`) kDraw, in one pass over the rows.
+// With `last_token`, a task's token is also written to last_token[slot] (where slot >= 0): an
+// embedding that follows on the stream reads it there.
+void launch_logit_scan(const DeviceLogits& rows, const LogitTask* tasks, int32_t count, bool draws,
                        const LogitScanScratch& scratch, LogitAnswer* answers, int32_t* last_token,
                        cudaStream_t stream);
 

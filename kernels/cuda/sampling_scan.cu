@@ -77,6 +77,20 @@ __device__ LogitAnswer tile_mass(const LogitTask& task, const float (&values)[kP
   return {sum, 0.0f, -1};
 }
 
+// A lower bound of the Gumbel noise of these bits: the tail and its logarithms are rounded up.
+__device__ float least_gumbel(uint64_t bits) {
+  const float tail = static_cast<float>(static_cast<uint32_t>(bits >> 40) + 1) * 0x1p-24f;
+  const float hazard = tail < 0.01f ? tail * (1.0f + 0.51f * tail) : -__logf(1.0f - tail) * 1.001f;
+  return -__logf(hazard) - 1e-3f;  // tail 1: -inf
+}
+
+// A lower bound of the score, whatever its size.
+__device__ float least_score(const Draw& draw, const Candidate& one) {
+  const double scaled = static_cast<double>(one.logit) * draw.inverse_temperature;
+  const float bound = __double2float_rd(scaled) + least_gumbel(token_bits(draw.key, one.token));
+  return bound - fabsf(bound) * 0x1p-20f;
+}
+
 // An upper limit of the upper half of a token's random bits, without which no token with a logit of
 // at most `logit` reaches a score of `bound`: see gumbel(). Where float arithmetic says nothing
 // (NaN, overflow), every token may.
@@ -87,43 +101,56 @@ __device__ uint32_t bits_limit(float logit, float inverse_temperature, float bou
   return limit < 4294967040.0f ? static_cast<uint32_t>(limit) + 1 : 0xffffffffu;
 }
 
-// Gumbel-max over the tile. Every thread scores its best logit; the best of these scores rules out
-// nearly all other tokens by one half of their random bits, and the rest are scored.
-__device__ LogitAnswer tile_draw(const LogitTask& task, const float (&values)[kPerThread],
-                                 int32_t first) {
-  __shared__ uint32_t shared_bound;
-  if (threadIdx.x == 0) shared_bound = 0;
+// Gumbel-max over the tile. A bound from below of the scores of every thread's best logit rules out
+// nearly all tokens by one half of their random bits; the few others are scored all at a time.
+__device__ LogitAnswer tile_draw(const DeviceLogits& rows, const LogitTask& task,
+                                 const float (&values)[kPerThread], int32_t first) {
+  __shared__ uint32_t bound;  // as ordered(); 0: none
+  __shared__ int survivors;
+  __shared__ uint16_t survivor[kTile];
+  if (threadIdx.x == 0) {
+    bound = 0;
+    survivors = 0;
+  }
   __syncthreads();
   const Draw& draw = task.draw;
   const auto inverse = static_cast<float>(draw.inverse_temperature);
   const Candidate start = thread_best(values, first);
   const bool kept = start.token >= 0 && draw.keeps(start);  // if not, none of the thread's is
-  Scored winner;
+  uint32_t least = 0;
   if (kept) {
-    winner = draw.score(start);
-    atomicMax(&shared_bound, ordered(__double2float_rd(winner.score)));
+    const float score = least_score(draw, start);
+    if (score == score) least = ordered(score);
+  }
+  least = __reduce_max_sync(kAllLanes, least);
+  if (threadIdx.x % 32 == 0) atomicMax(&bound, least);
+  __syncthreads();
+  const uint32_t known = bound;
+  if (kept) {
+#pragma unroll
+    for (int i = 0; i < kPerThread; i += 4) {
+      const float most =
+          fmaxf(fmaxf(values[i], values[i + 1]), fmaxf(values[i + 2], values[i + 3]));
+      const uint32_t limit =
+          known == 0 ? 0xffffffffu : bits_limit(most, inverse, from_ordered(known));
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int offset = tile_offset(i + j);
+        if (static_cast<uint32_t>(token_bits(draw.key, first + offset) >> 32) > limit) continue;
+        if (values[i + j] == kNoLogit) continue;
+        survivor[atomicAdd(&survivors, 1)] = static_cast<uint16_t>(offset);
+      }
+    }
   }
   __syncthreads();
-  const volatile uint32_t* bound = &shared_bound;
-#pragma unroll
-  for (int i = 0; i < kPerThread; i += 4) {
-    const float most = fmaxf(fmaxf(values[i], values[i + 1]), fmaxf(values[i + 2], values[i + 3]));
-    if (!kept || most == kNoLogit) continue;
-    const uint32_t known = *bound;
-    const uint32_t limit =
-        known == 0 ? 0xffffffffu : bits_limit(most, inverse, from_ordered(known));
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int32_t token = first + tile_offset(i + j);
-      const uint64_t bits = token_bits(draw.key, token);
-      if (static_cast<uint32_t>(bits >> 32) > limit) continue;
-      const Candidate candidate{values[i + j], token};
-      if (candidate.logit == kNoLogit || !draw.keeps(candidate)) continue;
-      const Scored scored = draw.score(candidate, uniform_of(bits));
-      if (!better(scored, winner)) continue;
-      winner = scored;
-      atomicMax(&shared_bound, ordered(__double2float_rd(scored.score)));
-    }
+  Scored winner;
+  const float* from = rows.logits + task.row * rows.stride + (first - rows.vocab_begin);
+  for (int i = threadIdx.x; i < survivors; i += kScanThreads) {
+    const int offset = survivor[i];
+    const Candidate candidate{legal_logit(__ldg(from + offset)), first + offset};
+    if (!draw.keeps(candidate)) continue;
+    const Scored scored = draw.score(candidate);
+    if (better(scored, winner)) winner = scored;
   }
   if (winner.token < 0) return nothing(LogitTask::kDraw);
   return {__double_as_longlong(winner.score), 0.0f, winner.token};
@@ -149,22 +176,25 @@ __device__ LogitAnswer load_partial(const LogitAnswer* from) {
 }
 
 // Grid: parts of the row, tasks. The block of a task that finishes last merges what all have left.
+// Without draws a kernel of fewer registers and less shared memory does.
+template <bool kDraws>
 __global__ void __launch_bounds__(kScanThreads)
     scan_kernel(const DeviceLogits rows, const LogitTask* tasks, const LogitScanScratch scratch,
                 LogitAnswer* answers, int32_t* last_token) {
-  const LogitTask task = tasks[blockIdx.y];
+  const LogitTask& task = tasks[blockIdx.y];
   float values[kPerThread];
   load_tile(rows, task.row, blockIdx.x, values);
+  const int32_t kind = task.kind;
   const int32_t first = rows.vocab_begin + static_cast<int32_t>(blockIdx.x) * kTile;
   LogitAnswer mine;
-  if (task.kind == LogitTask::kDraw) {
-    mine = tile_draw(task, values, first);
-  } else if (task.kind == LogitTask::kMass) {
+  if (kDraws && kind == LogitTask::kDraw) {
+    mine = tile_draw(rows, task, values, first);
+  } else if (kind == LogitTask::kMass) {
     mine = tile_mass(task, values);
   } else {
     mine = tile_best(rows, task, values, first);
   }
-  mine = merge_block(task.kind, mine);
+  mine = merge_block(kind, mine);
   if (threadIdx.x >= 32) return;
   const int parts = gridDim.x;
   if (parts > 1) {
@@ -178,11 +208,11 @@ __global__ void __launch_bounds__(kScanThreads)
     }
     arrived = __shfl_sync(kAllLanes, arrived, 0);
     if (arrived != static_cast<uint32_t>(parts) - 1) return;
-    mine = nothing(task.kind);
+    mine = nothing(kind);
     for (int i = threadIdx.x; i < parts; i += 32) {
-      mine = merge(task.kind, mine, load_partial(partial + i));
+      mine = merge(kind, mine, load_partial(partial + i));
     }
-    mine = merge_lanes(task.kind, mine);
+    mine = merge_lanes(kind, mine);
   }
   if (threadIdx.x != 0) return;
   answers[blockIdx.y] = mine;
@@ -203,7 +233,7 @@ __global__ void merge_kernel(const LogitAnswer* gathered, int32_t ranks, const L
 
 }  // namespace
 
-void launch_logit_scan(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,
+void launch_logit_scan(const DeviceLogits& rows, const LogitTask* tasks, int32_t count, bool draws,
                        const LogitScanScratch& scratch, LogitAnswer* answers, int32_t* last_token,
                        cudaStream_t stream) {
   if (count == 0) return;
@@ -211,7 +241,8 @@ void launch_logit_scan(const DeviceLogits& rows, const LogitTask* tasks, int32_t
   // A part without logits still has an answer.
   const int parts = rows.vocab > 0 ? logit_parts(rows.vocab) : 1;
   const dim3 grid(static_cast<unsigned>(parts), static_cast<unsigned>(count));
-  scan_kernel<<<grid, kScanThreads, 0, stream>>>(rows, tasks, scratch, answers, last_token);
+  const auto kernel = draws ? scan_kernel<true> : scan_kernel<false>;
+  kernel<<<grid, kScanThreads, 0, stream>>>(rows, tasks, scratch, answers, last_token);
   TRIREME_CUDA(cudaGetLastError());
 }
 

@@ -119,7 +119,7 @@ struct Fixture {
     next();
     for (int32_t rank = 0; rank < ranks; ++rank) {
       Part& part = *parts[rank];
-      cuda::launch_logit_scan(part.rows, tasks.device, rows,
+      cuda::launch_logit_scan(part.rows, tasks.device, rows, true,
                               {part.partial.device, part.arrivals.device},
                               answers.device + static_cast<size_t>(rank) * rows,
                               ranks == 1 ? last_token.device : nullptr, nullptr);

@@ -3,9 +3,10 @@ trireme_test(sampler_test SOURCES sampler_test.cc sampler_host_place.cc DEPENDS 
 if(TRIREME_HAVE_CUDA)  # the same body, logits on a GPU: launch/test --gpu
   add_executable(sampler_gpu_test sampler_gpu_test.cc sampler_test.cc)
   target_link_libraries(sampler_gpu_test PRIVATE trireme_sampler trireme_kernels GTest::gtest)
+  add_dependencies(gpu_tests sampler_gpu_test trireme_cuda)
   add_test(NAME sampler_gpu_test COMMAND sampler_gpu_test)
   set_tests_properties(sampler_gpu_test PROPERTIES TIMEOUT 120 LABELS gpu SKIP_RETURN_CODE 77
-    ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
+    RESOURCE_LOCK gpu ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
 endif()
 trireme_library(trireme_test_engine SOURCES engine_world.cc DEPENDS trireme_engine)
 target_compile_definitions(trireme_test_engine PRIVATE
