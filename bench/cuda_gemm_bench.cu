@@ -169,7 +169,7 @@ constexpr Dims kDims[] = {
 constexpr Dims kSmallDims[] = {
     {"qkv", 960, 576},           {"o", 576, 576},         {"gate+up", 3072, 576},
     {"down", 576, 1536},         {"1B qkv", 3072, 2048},  {"1B o", 2048, 2048},
-    {"1B gate+up", 16384, 2048}, {"1B down", 2048, 8192},
+    {"1B gate+up", 16384, 2048}, {"1B down", 2048, 8192}, {"head", 49152, 576},
 };
 
 // One product over rotating weights.
@@ -313,8 +313,8 @@ void compare(Device& device, double read_gb_s) {
 }
 
 constexpr SkinnyShape kShapes[] = {
-    {4, 4},          {4, 3},          {2, 6},          {8, 2},          {0, 0, 1},       {0, 0, 2},
-    {0, 8, 1, true}, {0, 0, 1, true}, {0, 0, 2, true}, {0, 4, 2, true}, {0, 3, 2, true}, {0, 6, 2},
+    {4, 4},          {4, 3},          {2, 6},          {0, 0, 1},       {0, 0, 2}, {0, 8, 1, true},
+    {0, 0, 1, true}, {0, 0, 2, true}, {0, 4, 2, true}, {0, 3, 2, true}, {0, 6, 2},
 };
 std::string name_of(const SkinnyShape& s) {
   char name[32];

@@ -38,8 +38,10 @@ struct Gemm {
 inline constexpr int kMaxSkinnyTokens = 16;
 
 // Our own kernel for 1 to 16 tokens, bound by reading the weights: launched with programmatic
-// dependent launch, weights are requested before the wait for the previous kernel. The result of a
-// token does not depend on the other tokens. Replayable in a graph, needs no workspace unless
+// dependent launch, weights are requested before the wait for the previous kernel. The bits of a
+// token's result depend neither on the other tokens nor on their number. x, weight and norm are
+// 16-byte aligned, x_stride a multiple of 8; norm is applied as bf16(x * norm), and 1 / rms to the
+// sums. Replayable in a graph, needs no workspace unless
 // skinny_workspace_bytes() says so (zeroed once at allocation; may be shared by calls of one
 // stream).
 void launch_skinny_gemm(const Gemm& gemm, void* workspace, cudaStream_t stream);

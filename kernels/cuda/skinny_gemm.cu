@@ -151,7 +151,8 @@ SkinnyShape choose_skinny_shape(const Gemm& gemm) {
   // Each block of a walk first brings all activations: that must be little beside its weights.
   const bool walks = facts.hopper && rest + (48 << 10) <= facts.shared_bytes &&
                      gemm.rows * gemm.cols >= (8 << 20) &&
-                     (tall || (gemm.tokens <= 8 && !norm && x_bytes <= (112 << 10)));
+                     (tall || (gemm.tokens <= 8 && !norm && x_bytes <= (112 << 10)) ||
+                      (gemm.tokens > 8 && norm && gemm.rows >= 6144));
   if (walks) {
     if (x_bytes <= (32 << 10) && gemm.cols < 7168 && !norm) return {0, 0, 2, true};
     return {0, 0, 1, !tall || gemm.cols < 7168};
@@ -178,22 +179,12 @@ bool launch_skinny_gemm_as(const SkinnyShape& shape, const Gemm& gemm, bool over
   if (shape.groups == 0) {
     return shape.wide ? launch_walk<2>(args, shape, how) : launch_walk<1>(args, shape, how);
   }
-  if (is(1, 8) && !is_gated(gemm.kind)) {
-    launch_tile<1, 8>(args, how);
-  } else if (is(2, 6)) {
+  if (is(2, 6)) {
     launch_tile<2, 6>(args, how);
-  } else if (is(4, 4)) {
-    launch_tile<4, 4>(args, how);
   } else if (is(4, 3)) {
     launch_tile<4, 3>(args, how);
-#ifdef TRIREME_SKINNY_MORE_SHAPES
-  } else if (is(8, 2)) {
-    launch_tile<8, 2>(args, how);
-  } else if (is(4, 2)) {
-    launch_tile<4, 2>(args, how);
-  } else if (is(2, 8)) {
-    launch_tile<2, 8>(args, how);
-#endif
+  } else if (is(4, 4)) {
+    launch_tile<4, 4>(args, how);
   } else {
     return false;
   }

@@ -278,8 +278,7 @@ void check_all_kinds(uint64_t seed, bool with_large) {
 
 // Every built shape gives every token the same bits, alone or among others.
 void check_independence(uint64_t seed, bool all) {
-  const SkinnyShape shapes[] = {{4, 4},    {4, 3},    {4, 2},          {2, 6},
-                                {2, 8},    {1, 8},    {8, 2},          {0, 4, 1},
+  const SkinnyShape shapes[] = {{4, 4},    {4, 3},    {2, 6},          {0, 4, 1},
                                 {0, 6, 2}, {0, 0, 1}, {0, 3, 1, true}, {0, 0, 2, true}};
   for (bool norm : {false, true}) {
     const Case c{1000, 1544, 16, GemmOut::kF32, norm};
