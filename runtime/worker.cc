@@ -30,14 +30,6 @@ struct Wanted {
   SampleRow row;
 };
 
-// Between GPUs, sums of up to this many bytes are faster in memory that all ranks have mapped; from
-// 128 KB on they are slower there (bench/nccl_bench).
-constexpr size_t kSymmetricBytes = size_t{64} << 10;
-
-Buffer reduced_memory(World& world) {
-  return world.device_tp ? world.device_tp->allocate_symmetric(kSymmetricBytes) : Buffer{};
-}
-
 int64_t logit_rows(const WorkerConfig& config, const Backend& backend) {
   return std::min<int64_t>(config.max_tokens, backend.max_logit_rows());
 }
@@ -56,6 +48,10 @@ struct Worker::State {
   void want_prompt(const StepPlan& plan, const PlanRow& row, size_t result);
   void want_sample(const PlanRow& row, size_t result);
   void sample(StepResult& result);
+  // What this rank's GPU waits for others through; null if for nobody.
+  DeviceCommunicator* device_group() const {
+    return world.device_tp ? world.device_tp.get() : world.device_data.get();
+  }
   void deliver(const Wanted& wanted, Sampled& sampled, StepResult& result) const;
   void remember(const StepPlan& plan, const StepResult& result);
   void finish(StepResult& result);
@@ -96,7 +92,7 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
             world.last_stage() ? world.shard().vocab : Part{}),
       decoder(model, world.layout, world.rank, std::move(weights), backend_of_rank,
               world.device_tp ? *world.device_tp : *world.tp, config.max_tokens,
-              logit_rows(config, backend_of_rank), reduced_memory(world)),
+              logit_rows(config, backend_of_rank)),
       edge(world.device_data ? *world.device_data : *world.data, world.layout),
       backend(backend_of_rank) {
   if (config.look_ahead && world.layout.pipeline() > 1) {
@@ -227,7 +223,7 @@ void Worker::State::sample(StepResult& result) {
     sample_rows.clear();
     for (const Wanted& one : part) sample_rows.push_back(one.row);
     const MatrixView logits = decoder.logits(std::span(logit_tokens).subspan(begin, count));
-    if (world.device_tp) world.device_tp->wait({backend.stream()});
+    if (DeviceCommunicator* device = device_group()) device->wait({backend.stream()});
     sampler->sample(logits, sample_rows, sampled);
     for (size_t i = 0; i < count; ++i) deliver(part[i], sampled[i], result);
   }

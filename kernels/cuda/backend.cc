@@ -420,6 +420,7 @@ void CudaBackend::decode_attention(const QkvPrepare& qkv, const AttentionParams&
   args.items = step.items;
   args.item_count = step.item_count;
   args.max_items = step.max_items;
+  args.early_context = true;  // a step begins with the arena's copy, which waits for the last step
   args.workspace = decode_workspace_.data();
   args.out = out.data;
   launch_decode_attention(args, stream_);

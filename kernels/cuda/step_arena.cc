@@ -151,7 +151,10 @@ bool StepArena::fill(const StepInputs& inputs, int kv_heads, int block_size, int
       plan_decode(decode, inputs.windows.empty() ? 0 : inputs.windows[g], block_size, kv_heads,
                   multiprocessors_, kMaxItems, items_);
     }
-    for (DecodeItem& item : items_) item.row = origin[static_cast<size_t>(item.row)];
+    for (DecodeItem& item : items_) {
+      item.row = origin[static_cast<size_t>(item.row)];
+      item.table = begins[item.row];
+    }
     std::copy(items_.begin(), items_.end(), stage<DecodeItem>(first + 1, items_.size()));
     *stage<int32_t>(first + 2, 1) = static_cast<int32_t>(items_.size());
   }

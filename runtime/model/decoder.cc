@@ -103,7 +103,6 @@ void refuse_unknown(const ModelConfig& config, Part layers) {
 
 struct Decoder::Scratch {
   Buffer storage;
-  Buffer reduced;
   Activations a;
   std::vector<Buffer> inv_freq;  // per ModelConfig::ropes
   // The current step.
@@ -118,7 +117,7 @@ struct Decoder::Scratch {
 
 Decoder::Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank,
                  DecoderWeights weights, Backend& backend, Communicator& tp, int64_t max_tokens,
-                 int64_t max_logits, Buffer reduced)
+                 int64_t max_logits)
     : config_(config),
       layout_(layout),
       rank_(rank),
@@ -133,7 +132,6 @@ Decoder::Decoder(const ModelConfig& config, const ParallelLayout& layout, int ra
   Carver carver(scratch_->storage.data());
   scratch_->a = carve(carver, widths_of(config, layout, rank), backend.activation_dtype(),
                       backend.padded_rows(max_tokens), backend.padded_rows(logit_tokens));
-  scratch_->reduced = std::move(reduced);
   for (const RopeConfig& rope : config.ropes) {
     scratch_->inv_freq.push_back(backend.upload(inverse_frequencies(rope)));
   }
@@ -146,14 +144,6 @@ int64_t Decoder::scratch_bytes(const ModelConfig& config, const ParallelLayout& 
         backend.padded_rows(max_tokens),
         backend.padded_rows(max_logits > 0 ? max_logits : max_tokens));
   return counter.bytes();
-}
-
-// What a block adds to the residual, until the ranks have summed it.
-MatrixView Decoder::delta_of(int64_t tokens) {
-  MatrixView delta = scratch_->a.delta.row_range(0, tokens);
-  const auto bytes = static_cast<size_t>(tokens * delta.cols) * size_of(delta.dtype);
-  if (bytes <= scratch_->reduced.size()) delta.data = scratch_->reduced.data();
-  return delta;
 }
 
 MatrixView Decoder::hidden(int64_t tokens) { return scratch_->a.hidden.row_range(0, tokens); }
@@ -216,7 +206,7 @@ void Decoder::run_layers(int64_t tokens) {
   const Activations& a = scratch_->a;
   const MatrixView residual = hidden(tokens);
   const MatrixView normed = a.normed.row_range(0, tokens);
-  const MatrixView delta = delta_of(tokens);
+  const MatrixView delta = a.delta.row_range(0, tokens);
   if (layout_.stage_of(rank_) == 0) embed(tokens);
   const auto count = weights_.layers.size();
   const auto add = [&](const Buffer* norm) {
@@ -272,8 +262,8 @@ void Decoder::attention(int layer, int64_t tokens, bool normed) {
                                config.attention_softcap};
   const MatrixView attended = a.attended.row_range(0, tokens);
   backend_.attention(prepare, params, scratch_->rows[group], kv, attended);
-  const LinearPart out{&w.o, pointer_or_null(w.o_bias), normed ? delta_of(tokens) : residual,
-                       !normed};
+  const LinearPart out{&w.o, pointer_or_null(w.o_bias),
+                       normed ? a.delta.row_range(0, tokens) : residual, !normed};
   backend_.linear(attended, {&out, 1});
 }
 
@@ -283,7 +273,7 @@ void Decoder::feed_forward(int layer, int64_t tokens, bool normed) {
   const auto global = layout_.stage(rank_).layers.begin + layer;
   const Activations& a = scratch_->a;
   const MatrixView residual = hidden(tokens);
-  const MatrixView delta = delta_of(tokens);
+  const MatrixView delta = a.delta.row_range(0, tokens);
   if (w.down.empty()) {  // a rank without a part of the feed-forward adds nothing
     if (normed) backend_.fill_bytes(delta, 0);
     return;

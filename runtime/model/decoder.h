@@ -64,8 +64,7 @@ class Decoder {
   // in which `tp` sums what fits into it, where the communicator is faster in memory of its own
   // (DeviceCommunicator::allocate_symmetric).
   Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank, DecoderWeights weights,
-          Backend& backend, Communicator& tp, int64_t max_tokens, int64_t max_logits = 0,
-          Buffer reduced = {});
+          Backend& backend, Communicator& tp, int64_t max_tokens, int64_t max_logits = 0);
 
   // Bytes of that scratch, for the memory account.
   static int64_t scratch_bytes(const ModelConfig& config, const ParallelLayout& layout, int rank,
@@ -93,7 +92,6 @@ class Decoder {
   void attention(int layer, int64_t tokens, bool normed);
   void feed_forward(int layer, int64_t tokens, bool normed);
   void reduce(MatrixView x);
-  MatrixView delta_of(int64_t tokens);
   MatrixView head(std::span<const int32_t> tokens, int64_t rows);
 
   const ModelConfig& config_;

@@ -44,13 +44,9 @@ ModelRank::ModelRank(const WeightSource& source, const ParallelLayout& layout, R
   const int rank = links.world.rank();
   const ModelConfig& config = source.config();
   Communicator& tp = links.device_tp ? static_cast<Communicator&>(*links.device_tp) : *links.tp;
-  Buffer reduced;
-  if (links.device_tp) {
-    reduced = links.device_tp->allocate_symmetric(16384);  // some batches fit, some do not
-  }
   decoder_ =
       std::make_unique<Decoder>(config, layout, rank, load_weights(source, layout, rank, *backend_),
-                                *backend_, tp, options.max_tokens, 0, std::move(reduced));
+                                *backend_, tp, options.max_tokens);
   const int per_sequence = (options.max_context + options.block_size - 1) / options.block_size;
   const std::vector<int32_t> blocks(groups_.windows.size(), per_sequence * options.sequences);
   cache_ = std::make_unique<KvCache>(config, groups_, layout.stage(rank).layers,
