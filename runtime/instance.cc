@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <utility>
 
 #include "base/error.h"
@@ -107,7 +108,8 @@ struct Instance::State {
   DecoderWeights load_with_progress();
 
   std::unique_ptr<Communicator> control;  // until `world` takes it
-  int local_rank;  // also the index of this rank's GPU; -1: no GPU is ever used
+  int local_rank;                         // -1: no GPU is ever used
+  int gpu_index = 0;
   int local_size;
   int max_local_size;
   bool gpu = false;
@@ -149,7 +151,10 @@ void Instance::State::open() {
   together(*control, [&] { wanted = decide_gpu(); });
   if (wanted) {
     const int mine = cuda_device_count();
-    const uint8_t has = local_rank < mine ? 1 : 0;
+    // Launchers that give each rank a GPU of its own let it see just that one.
+    const bool bound = mine == 1 && std::getenv("CUDA_VISIBLE_DEVICES") != nullptr;
+    gpu_index = bound ? 0 : local_rank;
+    const uint8_t has = gpu_index < mine ? 1 : 0;
     std::vector<uint8_t> all(static_cast<size_t>(control->size()));
     control->all_gather(std::as_bytes(std::span(&has, 1)), std::as_writable_bytes(std::span(all)));
     gpu = std::all_of(all.begin(), all.end(), [](uint8_t one) { return one != 0; });
@@ -168,7 +173,7 @@ void Instance::State::open() {
       fail(ErrorCode::kInvalidArgument, "threads: {} is not in [0, 1024]", options.threads);
     }
     pool = std::make_unique<ThreadPool>(threads);
-    backend = gpu ? make_cuda_backend(*pool, local_rank)
+    backend = gpu ? make_cuda_backend(*pool, gpu_index)
                   : make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
     const ModelShape shape = model_shape(*source, backend->width_multiple());
     const LayoutSpec spec = options.layout.empty()
@@ -190,7 +195,7 @@ void Instance::State::open() {
     }
   });
   world = make_world(std::move(control), layout);
-  if (gpu) connect_devices(world, local_rank);
+  if (gpu) connect_devices(world, gpu_index);
   if (rank == 0) {
     const ModelConfig& config = source->config();
     log::info("model {} ({}): {} layers, hidden {}, {} heads, {} KV heads, vocabulary {}",

@@ -1,0 +1,16 @@
+# Kernels of the GPU backend by themselves, each beside a limit or a library in the same run.
+if(TRIREME_HAVE_CUDA)
+  set(cuda_sources ${PROJECT_SOURCE_DIR}/kernels/cuda)
+  add_executable(cuda_gemm_bench EXCLUDE_FROM_ALL cuda_gemm_bench.cu ${cuda_sources}/skinny_gemm.cu
+                 ${cuda_sources}/gemm_bias.cu ${cuda_sources}/cublas_gemm.cc ${cuda_sources}/check.cc)
+  add_executable(cuda_decode_bench EXCLUDE_FROM_ALL cuda_decode_bench.cu
+                 ${cuda_sources}/decode_attention.cu ${cuda_sources}/prepare_qkv.cu
+                 ${cuda_sources}/plan_decode.cc ${cuda_sources}/check.cc)
+  foreach(name gemm decode)
+    target_link_libraries(cuda_${name}_bench PRIVATE trireme_options trireme_base
+                          CUDA::cudart_static CUDA::cublasLt)
+    target_compile_options(cuda_${name}_bench PRIVATE
+                           $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
+  endforeach()
+  add_custom_target(gpu_benches DEPENDS cuda_gemm_bench cuda_decode_bench)
+endif()
