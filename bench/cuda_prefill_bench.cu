@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <numeric>
 #include <random>
 #include <string>
@@ -90,7 +89,18 @@ float median_ms(Launch launch, const PrefillAttention& args) {
   return ms[kTimed / 2] / static_cast<float>(calls);
 }
 
+std::string case_name(const char* kernel, const Shape& shape) {
+  char name[128];
+  std::snprintf(name, sizeof(name), "prefill_%s_d%d_b%d_rows%d_pos%d_tokens%d", kernel,
+                shape.head_dim, shape.block_size, shape.rows, shape.position, shape.tokens);
+  return name;
+}
+
 void bench(const Shape& shape, const char* only) {
+  const auto wanted = [&](const char* kernel) {
+    return only == nullptr || case_name(kernel, shape).find(only) != std::string::npos;
+  };
+  if (!wanted("hopper") && !wanted("mma")) return;
   constexpr int kQHeads = 32;
   constexpr int kKvHeads = 8;
   const int length = shape.position + shape.tokens;
@@ -140,12 +150,9 @@ void bench(const Shape& shape, const char* only) {
                                      0.5 * shape.tokens * shape.tokens);
   const double flops = 4.0 * pairs * shape.head_dim * kQHeads;
   const auto report = [&](const char* kernel, Launch launch) {
-    char name[128];
-    std::snprintf(name, sizeof(name), "prefill_%s_d%d_b%d_rows%d_pos%d_tokens%d", kernel,
-                  shape.head_dim, shape.block_size, shape.rows, shape.position, shape.tokens);
-    if (only != nullptr && std::strstr(name, only) == nullptr) return;
+    if (!wanted(kernel)) return;
     const float ms = median_ms(launch, args);
-    std::printf("%s %.5f %.1f\n", name, ms, flops / ms * 1e-9);
+    std::printf("%s %.5f %.1f\n", case_name(kernel, shape).c_str(), ms, flops / ms * 1e-9);
     std::fflush(stdout);
   };
   if (prefill_hopper_supports(args)) report("hopper", launch_prefill_hopper);

@@ -74,18 +74,20 @@ struct Softmax {
         logits[i] = soft_capped(logits[i] * doubled, cap);
       }
     }
+    hide_columns(logits, [&](int half, int column) { return column > offset + half * 8; });
+    if (args.window > 0) {
+      const int before = offset - args.window;
+      hide_columns(logits, [&](int half, int column) { return column <= before + half * 8; });
+    }
+  }
+
+  // `hidden` of which of the thread's two queries, and the column less the thread's first.
+  template <class Hidden>
+  __device__ __forceinline__ static void hide_columns(float (&logits)[S::kCols / 2],
+                                                      const Hidden& hidden) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int last = offset + half * 8;
-      const int before = args.window > 0 ? last - args.window : -S::kCols;
-#pragma unroll
-      for (int i = 2 * half; i < S::kCols / 2; i += 4) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int column = i / 4 * 8 + e;
-          if (column > last || column <= before) logits[i + e] = -INFINITY;
-        }
-      }
+    for (int i = 0; i < S::kCols / 2; ++i) {
+      if (hidden(i / 2 % 2, i / 4 * 8 + i % 2)) logits[i] = -INFINITY;
     }
   }
 };
@@ -195,13 +197,13 @@ struct Consumer {
     float logits[S::kCols / 2];
     wait(shared_address(&barriers.key_full[k_place.index]), k_place.parity);
     wait(shared_address(&barriers.value_full[v_place.index]), v_place.parity);
-    sync_named(kTurn + consumer, kConsumers * kGroupThreads);
+    if constexpr (S::kTurns) sync_named(kTurn + consumer, kConsumers * kGroupThreads);
     wgmma_fence();
     multiply_keys(logits);
     wgmma_commit();
     multiply_values();
     wgmma_commit();
-    arrive_named(kTurn + 1 - consumer, kConsumers * kGroupThreads);
+    if constexpr (S::kTurns) arrive_named(kTurn + 1 - consumer, kConsumers * kGroupThreads);
     wgmma_wait<1>();
     pin(logits);
     release(&barriers.key_empty[k_place.index]);
@@ -258,7 +260,7 @@ struct Consumer {
       if (work.tiles == 0) break;
       if constexpr (S::kQueriesInRegisters) {
         load_queries();
-        release(&barriers.query_empty);
+        arrive(shared_address(&barriers.query_empty));
       }
       const int first = work.first - work.base;  // positions below count from the first key's
       thread_offset = first + thread_row() - threadIdx.x % 4 * 2;
@@ -284,7 +286,7 @@ struct Consumer {
           step<false, false>(j, done);
         }
       }
-      if constexpr (!S::kQueriesInRegisters) release(&barriers.query_empty);
+      if constexpr (!S::kQueriesInRegisters) arrive(shared_address(&barriers.query_empty));
     }
     if (done.tiles > 0) finish(done);
   }

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   if (threadIdx.x == 0) {
     init_barrier(shared_address(&barriers.query_full), kQueryLoaders);
-    init_barrier(shared_address(&barriers.query_empty), kConsumerWarps);
+    init_barrier(shared_address(&barriers.query_empty), kConsumers * kGroupThreads);
     for (int i = 0; i < S::kStages; ++i) {
       init_barrier(shared_address(&barriers.key_full[i]), 1);
       init_barrier(shared_address(&barriers.key_empty[i]), kConsumerWarps);
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     take_registers<232>();
     const int group = threadIdx.x / kGroupThreads - 1;
     Consumer<S> consumer{args, barriers, q_tile, k_tiles, v_tiles, group};
-    if (group == 1) arrive_named(kTurn, kConsumers * kGroupThreads);
+    if (S::kTurns && group == 1) arrive_named(kTurn, kConsumers * kGroupThreads);
     consumer.run();
   }
 #endif

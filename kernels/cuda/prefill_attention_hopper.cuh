@@ -26,7 +26,9 @@ struct Shape {
   static constexpr int kCols = kDim <= 128 ? 128 : 64;  // keys a tile
   static constexpr int kSlabs = kDim / 64;
   static constexpr int kStages = kDim <= 64 ? 4 : kDim <= 128 ? 3 : 2;
-  static constexpr bool kQueriesInRegisters = kDim <= 128;   // shared memory is busy enough
+  static constexpr bool kQueriesInRegisters = kDim <= 128;  // shared memory is busy enough
+  // Consumers issue their products in turns. Measured: +3% at head size 128, -2% at the others.
+  static constexpr bool kTurns = kDim == 128;
   static constexpr int kOutWidth = kDim < 128 ? kDim : 128;  // output columns a product
   static constexpr int kOutParts = kDim / kOutWidth;
   static constexpr int kQuerySlab = kRows * kSlabBytes;

@@ -26,6 +26,8 @@ constexpr double kCaseTolerance = 5e-3;     // relative L2 error over a case
 constexpr double kQueryTolerance = 1.5e-2;  // of one query's head
 constexpr uint16_t kNan = 0x7fff;
 
+using Launcher = void (*)(const PrefillAttention&, cudaStream_t);
+
 struct Span {
   int position = 0;
   int count = 0;
@@ -182,8 +184,7 @@ class Problem {
   }
 
   // Runs a launcher; how many values are wrong in kind, and the errors of the others.
-  bool check(const char* kernel, void (*launch)(const PrefillAttention&, cudaStream_t),
-             const std::vector<double>& expected) {
+  bool check(const char* kernel, Launcher launch, const std::vector<double>& expected) {
     out_->upload(std::vector<uint16_t>(out_size(), kNan));
     launch(args(), nullptr);
     TRIREME_CUDA(cudaDeviceSynchronize());
@@ -392,7 +393,8 @@ std::vector<Case> make_cases() {
   return cases;
 }
 
-int run(const char* only) {
+// `only`: a part of the cases' names; `kernel`: one of the two. Null: all.
+int run(const char* only, const char* kernel) {
   std::random_device entropy;
   const unsigned seed = entropy();
   std::printf("seed %u\n", seed);
@@ -402,12 +404,13 @@ int run(const char* only) {
     if (only != nullptr && c.name.find(only) == std::string::npos) continue;
     Problem problem(c, random);
     const std::vector<double> expected = problem.reference();
-    failures += !problem.check("mma", launch_prefill_mma, expected);
-    ++checks;
-    if (prefill_hopper_supports(problem.args())) {
-      failures += !problem.check("hopper", launch_prefill_hopper, expected);
+    const auto check = [&](const char* name, Launcher launch) {
+      if (kernel != nullptr && std::strcmp(kernel, name) != 0) return;
+      failures += !problem.check(name, launch, expected);
       ++checks;
-    }
+    };
+    check("mma", launch_prefill_mma);
+    if (prefill_hopper_supports(problem.args())) check("hopper", launch_prefill_hopper);
   }
   std::printf("%d of %d checks failed\n", failures, checks);
   return failures == 0 && checks > 0 ? 0 : 1;
@@ -419,7 +422,7 @@ int run(const char* only) {
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 0);
   try {
-    return trireme::cuda::run(argc > 1 ? argv[1] : nullptr);
+    return trireme::cuda::run(argc > 1 ? argv[1] : nullptr, argc > 2 ? argv[2] : nullptr);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());
     return 1;
