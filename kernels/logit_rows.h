@@ -39,9 +39,9 @@ struct LogitQuestion {
     kBest,          // -> best; token -1 where no logit is above -inf
     kMass,          // max, inverse_temperature -> mass: sum of mass_of()
     kDraw,          // draw -> drawn: Gumbel-max over the tokens that `draw` keeps
-    kBucketMasses,  // max, inverse_temperature -> masses[kMassBuckets], added
-    kBucket,        // which, max, inverse_temperature -> list: its tokens above -inf, in no order;
-                    // after kBucketMasses with the same max and temperature
+    kBucketMasses,  // max, inverse_temperature, within -> masses[kMassBuckets], added
+    kBucket,        // which, and as before -> list: its tokens above -inf, in no order; after
+                    // kBucketMasses of the same
     kTop,           // count -> list: the best above -inf, in order, fewer where there are fewer;
                     // left_out: there are more. After kBest.
     kRaw            // token, of this part -> raw: its logit before adjust()
@@ -51,6 +51,7 @@ struct LogitQuestion {
   float max = 0.0f;
   float inverse_temperature = 1.0f;
   int64_t count = 0;
+  int32_t within = -1;  // >= 0: the parts of this bucket are meant; see splits_buckets()
   int32_t which = 0;
   int32_t token = -1;
   Draw draw;
@@ -73,6 +74,8 @@ class LogitRows {
   // At most once after attach(), each row at most once.
   virtual void adjust(std::span<const LogitAdjustment> adjustments) = 0;
   virtual void answer(std::span<LogitQuestion> questions) = 0;
+  // Whether a bucket's 256 parts may be asked about, as it is cheaper than to list many tokens.
+  virtual bool splits_buckets() const = 0;
 };
 
 }  // namespace trireme

@@ -78,6 +78,13 @@ TRIREME_HOST_DEVICE inline int bucket_of(float logit, float max, float inverse_t
                                                          : kMassBuckets - 1;
 }
 
+// The same within one bucket (not the last one): a bucket's 256th parts.
+TRIREME_HOST_DEVICE inline int sub_bucket_of(float logit, float max, float inverse_temperature) {
+  const float distance = (max - logit) * inverse_temperature * 8.0f;
+  if (!(distance < static_cast<float>(kMassBuckets - 1))) return kMassBuckets - 1;
+  return static_cast<int>((distance - static_cast<float>(static_cast<int>(distance))) * 256.0f);
+}
+
 inline constexpr uint64_t kRngGamma = 0x9e3779b97f4a7c15ull;
 
 // A bijection of 64-bit words whose output bits each depend on all input bits (SplitMix64; see

@@ -1,5 +1,7 @@
 #include "runtime/logit_rows.h"
 
+#include "base/error.h"
+
 namespace trireme {
 
 void HostLogitRows::attach(MatrixView logits, int64_t vocab_begin) {
@@ -17,6 +19,7 @@ void HostLogitRows::adjust(std::span<const LogitAdjustment> adjustments) {
 void HostLogitRows::answer(std::span<LogitQuestion> questions) {
   for (LogitQuestion& question : questions) {
     const LogitRow& row = rows_[static_cast<size_t>(question.row)];
+    if (question.within >= 0) fail(ErrorCode::kInternal, "sampler: parts of a bucket on the host");
     switch (question.kind) {
       case LogitQuestion::Kind::kBest: question.best = row.best(); break;
       case LogitQuestion::Kind::kMass:

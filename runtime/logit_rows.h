@@ -11,6 +11,7 @@ class HostLogitRows final : public LogitRows {
   void attach(MatrixView logits, int64_t vocab_begin) override;
   void adjust(std::span<const LogitAdjustment> adjustments) override;
   void answer(std::span<LogitQuestion> questions) override;
+  bool splits_buckets() const override { return false; }
 
  private:
   std::vector<LogitRow> rows_;  // grows to the most rows seen

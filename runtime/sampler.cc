@@ -34,6 +34,7 @@ struct Sampler::State {
   void adjust();
   void first_round();
   void candidate_round(bool with_mass);
+  void mass_round();
   void find_buckets();
   void find_thresholds();
   void draw_locally(bool (*which)(const SamplerWork&));
@@ -99,6 +100,8 @@ void Sampler::State::begin(std::span<const SampleRow> rows) {
     work.draw = {};
     work.candidates = 0;
     work.by_threshold = false;
+    work.bucket = work.bucket_part = -1;
+    work.bucket_before = 0;
     if (params == nullptr || work.path == SamplerPath::kGreedy) continue;
     work.draw.key = draw_key(params->seed, rows[i].output_index,
                              static_cast<uint32_t>(rows[i].position), rows[i].draw);
@@ -262,14 +265,16 @@ void Sampler::State::draw_locally(bool (*which)(const SamplerWork&)) {
   }
 }
 
-// Pure top_p that keeps many tokens, first half: the bucket of logits in which the mass is reached.
-void Sampler::State::find_buckets() {
+// The bucket of logits in which the mass that top_p needs is reached; where there is one already,
+// its part.
+void Sampler::State::mass_round() {
   questions.clear();
   bucket_masses.assign(count, {});
   for (const SamplerWork& work : active()) {
     if (!work.by_threshold) continue;
-    ask_with_mass(work, LogitQuestion::Kind::kBucketMasses).masses =
-        bucket_masses[static_cast<size_t>(work.index)];
+    LogitQuestion& question = ask_with_mass(work, LogitQuestion::Kind::kBucketMasses);
+    question.within = work.bucket;
+    question.masses = bucket_masses[static_cast<size_t>(work.index)];
   }
   answer();
   exchange.clear();
@@ -277,7 +282,6 @@ void Sampler::State::find_buckets() {
     exchange.put(bucket_masses[static_cast<size_t>(question.row)]);
   }
   exchange.gather(tp);
-  questions.clear();
   for (SamplerWork& work : active()) {
     if (!work.by_threshold) continue;
     std::array<int64_t, kMassBuckets> masses{};
@@ -286,16 +290,28 @@ void Sampler::State::find_buckets() {
       for (size_t b = 0; b < part.size(); ++b) masses[b] += part[b];
     }
     const double needed = needed_mass(work);
-    work.bucket = 0;
-    work.bucket_before = 0;
-    while (work.bucket + 1 < kMassBuckets) {
-      const int64_t mass = work.bucket_before + masses[static_cast<size_t>(work.bucket)];
+    int reached = 0;
+    while (reached + 1 < kMassBuckets) {
+      const int64_t mass = work.bucket_before + masses[static_cast<size_t>(reached)];
       if (static_cast<double>(mass) >= needed) break;
       work.bucket_before = mass;
-      ++work.bucket;
+      ++reached;
     }
+    (work.bucket < 0 ? work.bucket : work.bucket_part) = reached;
+  }
+}
+
+// Pure top_p that keeps many tokens, first half: the bucket with its threshold, and its tokens.
+void Sampler::State::find_buckets() {
+  mass_round();
+  if (logits->splits_buckets()) mass_round();
+  questions.clear();
+  for (SamplerWork& work : active()) {
+    if (!work.by_threshold) continue;
     LogitQuestion& question = ask_with_mass(work, LogitQuestion::Kind::kBucket);
-    question.which = work.bucket;
+    const bool split = work.bucket_part >= 0;
+    question.within = split ? work.bucket : -1;
+    question.which = split ? work.bucket_part : work.bucket;
     question.list = &work.local;
   }
   answer();

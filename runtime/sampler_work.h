@@ -31,7 +31,8 @@ struct SamplerWork {
   int64_t total_mass = 0;     // with temperature; where top_p needs it
   int64_t candidates = 0;     // to send per rank in the next round; 0: decided
   bool by_threshold = false;  // top_p keeps many: its threshold is searched instead
-  int bucket = 0;             // where the threshold lies
+  int bucket = -1;            // where the threshold lies, once it is known
+  int bucket_part = -1;       // and in which part of it
   int64_t bucket_before = 0;  // mass of the better buckets
   int64_t bucket_tokens = 0;  // in that bucket: the most on any rank
   std::vector<Candidate> local;

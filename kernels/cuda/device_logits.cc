@@ -135,6 +135,7 @@ LogitTask DeviceLogitRows::task_of(const LogitQuestion& question) const {
   task.row = question.row;
   task.max = question.max;
   task.inverse_temperature = question.inverse_temperature;
+  task.within = question.within;
   switch (question.kind) {
     case LogitQuestion::Kind::kBest: task.kind = LogitTask::kBest; break;
     case LogitQuestion::Kind::kMass: task.kind = LogitTask::kMass; break;

@@ -37,6 +37,7 @@ class DeviceLogitRows final : public LogitRows {
   void attach(MatrixView logits, int64_t vocab_begin) override;
   void adjust(std::span<const LogitAdjustment> adjustments) override;
   void answer(std::span<LogitQuestion> questions) override;
+  bool splits_buckets() const override { return true; }
 
  private:
   // Questions that one launch answers, in the order of their tasks.

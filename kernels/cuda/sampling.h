@@ -18,11 +18,12 @@ struct LogitTask {
   int32_t kind = kBest;
   float max = 0.0f;
   float inverse_temperature = 1.0f;
-  int32_t count = 0;  // kTop: wanted; kBucket: room in the list; kRaw: entries of the row
-  int32_t which = 0;  // kBucket: the bucket; kRaw: the local index
-  int32_t slot = -1;  // the place in last_token for the chosen token
-  int32_t place = 0;  // kBucketMasses: of its sums; kRaw: the row's first entry
-  int64_t list = 0;   // kTop, kBucket: the first place in the lists
+  int32_t count = 0;    // kTop: wanted; kBucket: room in the list; kRaw: entries of the row
+  int32_t which = 0;    // kBucket: the bucket; kRaw: the local index
+  int32_t within = -1;  // kBucketMasses, kBucket: >= 0: the parts of this bucket are meant
+  int32_t slot = -1;    // the place in last_token for the chosen token
+  int32_t place = 0;    // kBucketMasses: of its sums; kRaw: the row's first entry
+  int64_t list = 0;     // kTop, kBucket: the first place in the lists
 };
 
 struct LogitAnswer {

@@ -165,6 +165,13 @@ __global__ void __launch_bounds__(kTopThreads)
   if (threadIdx.x == 0) answers[blockIdx.x] = {flags, 0.0f, count};
 }
 
+// The bucket that the task means; -1: none of them.
+__device__ int task_bucket(const LogitTask& task, float logit) {
+  const int bucket = bucket_of(logit, task.max, task.inverse_temperature);
+  if (task.within < 0) return bucket;
+  return bucket == task.within ? sub_bucket_of(logit, task.max, task.inverse_temperature) : -1;
+}
+
 // Sums of up to 2^40 in three counters of 14 bits: shared memory adds 32 bits at a time.
 __global__ void __launch_bounds__(kScanThreads)
     bucket_masses_kernel(const DeviceLogits rows, const LogitTask* tasks, int64_t* masses,
@@ -178,7 +185,8 @@ __global__ void __launch_bounds__(kScanThreads)
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
     if (values[i] == kNoLogit) continue;
-    const int bucket = bucket_of(values[i], task.max, task.inverse_temperature);
+    const int bucket = task_bucket(task, values[i]);
+    if (bucket < 0) continue;
     atomicAdd(&sums[3][bucket], 1u);
     const auto mass = static_cast<uint64_t>(mass_of(values[i], task.max, task.inverse_temperature));
     if (mass == 0) continue;
@@ -207,8 +215,7 @@ __global__ void __launch_bounds__(kScanThreads)
   load_tile(rows, task.row, blockIdx.x, values);
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    const bool here = values[i] != kNoLogit &&
-                      bucket_of(values[i], task.max, task.inverse_temperature) == task.which;
+    const bool here = values[i] != kNoLogit && task_bucket(task, values[i]) == task.which;
     if (!here) continue;
     const int place = atomicAdd(&answers[blockIdx.y].token, 1);
     const int32_t token =
