@@ -241,9 +241,8 @@ void CudaBackend::forget_graphs() {
 // is captured, and from then on the graph is replayed.
 void CudaBackend::repeat(const RepeatKey& key, const std::function<void()>& work) {
   if (key.rows > kMostRecordedRows) return work();
-  Recorded& recorded = recorded_[key];
-  if (recorded.calls++ == 0) return work();
-  if (recorded.graph == nullptr) {
+  if (recorded_[key].calls++ == 0) return work();
+  if (recorded_[key].graph == nullptr) {
     cudaGraph_t graph = nullptr;
     TRIREME_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
     try {
@@ -254,11 +253,12 @@ void CudaBackend::repeat(const RepeatKey& key, const std::function<void()>& work
       throw;
     }
     TRIREME_CUDA(cudaStreamEndCapture(stream_, &graph));
-    const cudaError_t status = cudaGraphInstantiate(&recorded.graph, graph, 0);
+    // Looked up anew: `work` may have made the backend forget what was recorded.
+    const cudaError_t status = cudaGraphInstantiate(&recorded_[key].graph, graph, 0);
     cudaGraphDestroy(graph);
     TRIREME_CUDA(status);
   }
-  TRIREME_CUDA(cudaGraphLaunch(recorded.graph, stream_));
+  TRIREME_CUDA(cudaGraphLaunch(recorded_[key].graph, stream_));
 }
 
 void CudaBackend::product(Gemm gemm) {

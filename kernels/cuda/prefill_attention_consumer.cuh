@@ -213,19 +213,17 @@ struct Consumer {
     const bool rescale =
         softmax.template apply<kEdge>(logits, scale, args, thread_offset - j * S::kCols);
     pin(logits);
-    if (rescale) {
-      asm volatile("wgmma.wait_group.sync.aligned 0; // and rescale" ::: "memory");
-      pin_out();
-      if constexpr (!kFirst) {
+    // Before the branch: all warps of the group must come to the same wait.
+    wgmma_wait<0>();
+    pin_out();
+    if constexpr (!kFirst) {
+      if (rescale) {
 #pragma unroll
         for (int part = 0; part < S::kOutParts; ++part) {
 #pragma unroll
           for (int i = 0; i < S::kOutWidth / 2; ++i) out[part][i] *= softmax.correction[i / 2 % 2];
         }
       }
-    } else {
-      wgmma_wait<0>();
-      pin_out();
     }
     release(&barriers.value_empty[v_place.index]);
     v_place.advance();

@@ -47,7 +47,8 @@ T* StepArena::stage(size_t array, size_t count) {
 }
 
 bool StepArena::has_tokens(std::span<const int32_t> tokens) const {
-  return !tokens.empty() && tokens.data() == inputs_.tokens.data();
+  return !tokens.empty() && tokens.data() == inputs_.tokens.data() &&
+         tokens.size() == inputs_.tokens.size();
 }
 bool StepArena::has_logit_tokens(std::span<const int32_t> tokens) const {
   return !tokens.empty() && tokens.data() == inputs_.logit_tokens.data() &&

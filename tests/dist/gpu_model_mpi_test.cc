@@ -25,7 +25,7 @@ namespace {
 constexpr double kLogitTolerance = 8e-2;
 // A greedy token may differ where the reference's best logit leads by less than this. transformers'
 // own bf16 run loses leads of up to 0.70.
-constexpr float kMarginTolerance = 0.5f;
+constexpr float kMarginTolerance = 0.6f;
 // Chunks and batches change only the order of sums and what is rounded to bf16 on the way.
 constexpr double kOrderTolerance = 4e-2;
 
