@@ -62,6 +62,14 @@ struct KvLayerView {
   int64_t blocks = 0;  // of the cache; used by device backends only
 };
 
+// What a KV cache must be like for its attention to be computed.
+struct KvShape {
+  DType dtype = DType::kF32;
+  int head_dim = 0;
+  int group = 1;        // query heads per KV head, the most of any rank
+  int block_size = 16;  // tokens a block
+};
+
 // Consecutive tokens of one sequence within a step's flattened token batch. Host memory.
 struct AttentionRow {
   int32_t token_begin = 0;  // first row of the batch
@@ -131,7 +139,7 @@ class Backend {
 
   virtual std::string description() const = 0;  // e.g. "cpu avx512-vnni, 2 threads"
   virtual DType activation_dtype() const = 0;
-  virtual bool supports_kv(DType dtype, int head_dim) const = 0;
+  virtual bool supports_kv(const KvShape& shape) const = 0;
 
   // Logits are computed for so many rows at a time: a prompt's log-probabilities need scratch for
   // this many rows of the vocabulary and no more.

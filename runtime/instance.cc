@@ -189,9 +189,15 @@ void Instance::State::open() {
     }
     kv_dtype = kv_dtype_of(options, *source, gpu);
     if (rank == 0) tokenizer = open_tokenizer(options.model, source->config().vocab);
-    if (!backend->supports_kv(kv_dtype, source->config().head_dim)) {
-      fail(ErrorCode::kUnimplemented, "kv_dtype: {} with head_dim {} is not supported by {}",
-           to_string(kv_dtype), source->config().head_dim, backend->description());
+    const ModelConfig& config = source->config();
+    const KvShape kv{kv_dtype, config.head_dim, config.q_heads / config.kv_heads,
+                     options.block_size};
+    if (!backend->supports_kv(kv)) {
+      fail(ErrorCode::kUnimplemented,
+           "kv_dtype: {} with head_dim {}, {} query heads per KV head and blocks of {} tokens is "
+           "not "
+           "supported by {}",
+           to_string(kv.dtype), kv.head_dim, kv.group, kv.block_size, backend->description());
     }
   });
   world = make_world(std::move(control), layout);

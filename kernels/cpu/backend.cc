@@ -37,7 +37,7 @@ class CpuBackend final : public Backend {
     return fmt::format("cpu {}, {} thread{}", ops_.name, pool_.size(), pool_.size() > 1 ? "s" : "");
   }
   DType activation_dtype() const override { return DType::kF32; }
-  bool supports_kv(DType /*dtype*/, int head_dim) const override { return head_dim > 0; }
+  bool supports_kv(const KvShape& shape) const override { return shape.head_dim > 0; }
 
   MachineLimits measure_limits(bool quantized) override {
     return {measure_read_bandwidth(pool_),

@@ -80,8 +80,10 @@ CudaBackend::~CudaBackend() {
   cudaStreamDestroy(stream_);
 }
 
-bool CudaBackend::supports_kv(DType dtype, int head_dim) const {
-  return dtype == DType::kBF16 && head_dim % 8 == 0 && decode_attention_supports(head_dim, 1);
+bool CudaBackend::supports_kv(const KvShape& shape) const {
+  return shape.dtype == DType::kBF16 && shape.head_dim % 8 == 0 &&
+         decode_attention_supports(shape.head_dim, shape.group) &&
+         prefill_attention_supports(shape.head_dim, shape.block_size);
 }
 
 std::optional<DeviceMemory> CudaBackend::device_memory() const {

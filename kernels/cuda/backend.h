@@ -22,7 +22,7 @@ class CudaBackend final : public Backend {
 
   std::string description() const override { return description_; }
   DType activation_dtype() const override { return DType::kBF16; }
-  bool supports_kv(DType dtype, int head_dim) const override;
+  bool supports_kv(const KvShape& shape) const override;
   int64_t max_logit_rows() const override { return 256; }
   int64_t width_multiple() const override { return 8; }
 

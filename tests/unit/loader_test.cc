@@ -28,7 +28,7 @@ class KeepingBackend : public Backend {
   std::string description() const override { return "keeping"; }
   DType activation_dtype() const override { return DType::kF32; }
   MachineLimits measure_limits(bool) override { return {}; }
-  bool supports_kv(DType, int) const override { return true; }
+  bool supports_kv(const KvShape&) const override { return true; }
   Weight make_weight(const WeightSlice& slice) override {
     Weight weight;
     weight.format = slice.format;
