@@ -34,7 +34,7 @@ using Clock = std::chrono::steady_clock;
 constexpr int kPromptLow = 160, kPromptHigh = 320, kOutputLow = 1, kOutputHigh = 160;
 constexpr int32_t kBlockSize = 16;
 constexpr int32_t kMaxRunning = 128;  // some of the clients wait
-constexpr int64_t kBlocks = 1000;     // for about 60 of them: the urgent ones preempt others
+constexpr int64_t kBlocks = 800;      // for about 45 of them: the urgent ones preempt others
 constexpr auto kKeep = 2s;            // ended requests can be attached to for so long
 // How much more memory is resident at the end than at 40% of the time. Measured: 1 to 2.5 MiB.
 constexpr double kMemorySlackMib = 6;
