@@ -1,7 +1,5 @@
 #include "parallel/world.h"
 
-#include <array>
-
 #include "base/error.h"
 #include "parallel/stage_edge.h"
 

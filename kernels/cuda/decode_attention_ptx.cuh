@@ -1,5 +1,4 @@
-// The PTX instructions of the decode kernels: asynchronous 16-byte copies, matrix fragments,
-// programmatic dependent launch (nothing before sm_90).
+// The PTX instructions of the decode kernels: asynchronous 16-byte copies and matrix fragments.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -7,20 +6,9 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/dependent_launch.cuh"
+
 namespace trireme::cuda {
-
-// Until every kernel before this one in the stream is complete and its writes are visible.
-__device__ inline void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ inline void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));

@@ -3,25 +3,13 @@
 #include <algorithm>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/elementwise.h"
 
 namespace trireme::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// With programmatic dependent launch a kernel's blocks are there before the last kernel has ended;
-// nothing of that kernel's may be touched before this.
-__device__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-__device__ void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 bool has_early_launch() {
   static const bool has = [] {
@@ -50,8 +38,8 @@ void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, cudaStr
 
 __global__ void embed_kernel(const int32_t* tokens, const __nv_bfloat16* table, int64_t vocab_begin,
                              int64_t vocab_count, int64_t cols, float scale, float* out) {
-  wait_for_previous();
-  let_next_start();
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const int64_t row = tokens[blockIdx.x] - vocab_begin;
   const bool here = row >= 0 && row < vocab_count;
   const __nv_bfloat162* from =
@@ -83,8 +71,8 @@ __device__ float block_sum(float value) {
 template <int kPerThread>
 __global__ void rms_norm_kernel(float* residual, const __nv_bfloat16* delta, int64_t delta_stride,
                                 const float* weight, float eps, int cols, __nv_bfloat16* out) {
-  wait_for_previous();
-  let_next_start();
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   float4* row = reinterpret_cast<float4*>(residual + int64_t{blockIdx.x} * cols);
   float4 kept[kPerThread];
   float squares = 0.0f;
@@ -148,8 +136,8 @@ __global__ void gated_activation_kernel(const __nv_bfloat16* gate, int64_t gate_
 
 __global__ void gather_rows_kernel(const float* x, const int32_t* indices, int64_t cols,
                                    float* out) {
-  wait_for_previous();
-  let_next_start();
+  wait_for_previous_kernel();
+  let_next_kernel_start();
   const float4* from = reinterpret_cast<const float4*>(x + indices[blockIdx.x] * cols);
   float4* to = reinterpret_cast<float4*>(out + blockIdx.x * cols);
   for (int64_t i = threadIdx.x; i < cols / 4; i += blockDim.x) to[i] = from[i];

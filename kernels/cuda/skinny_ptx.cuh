@@ -5,22 +5,9 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/dependent_launch.cuh"
+
 namespace trireme::cuda {
-
-// Holds until the kernels before this one have ended and their writes are visible.
-__device__ inline void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// The next kernel may start once all blocks of this one have said so; it waits as above before it
-// touches anything that this one writes.
-__device__ inline void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 // For weights: read once, so the first to leave the L2 cache.
 __device__ inline uint64_t evict_first_policy() {

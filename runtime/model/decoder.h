@@ -60,9 +60,7 @@ class Decoder {
   // `tp` reduces among this stage's tensor ranks. All references must outlive the decoder.
   // `max_tokens`: the largest batch; scratch for it is allocated here and nowhere later.
   // `max_logits`: the most logit_tokens of a batch; 0 means max_tokens. Throws kUnimplemented for
-  // what no op computes yet (experts, norms after a block, a softcap on logits). `reduced`: memory
-  // in which `tp` sums what fits into it, where the communicator is faster in memory of its own
-  // (DeviceCommunicator::allocate_symmetric).
+  // what no op computes yet (experts, norms after a block, a softcap on logits).
   Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank, DecoderWeights weights,
           Backend& backend, Communicator& tp, int64_t max_tokens, int64_t max_logits = 0);
 
