@@ -1,10 +1,5 @@
 # The two ways in which this project makes targets: trireme_library() and trireme_test().
 
-find_program(CCACHE_PROGRAM ccache)
-if(CCACHE_PROGRAM AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE_PROGRAM})
-endif()
-
 add_library(trireme_options INTERFACE)
 target_include_directories(trireme_options INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(trireme_options INTERFACE
