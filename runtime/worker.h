@@ -23,10 +23,6 @@ struct WorkerConfig {
   bool look_ahead = false;  // as SchedulerConfig::look_ahead
 };
 
-// Whether launch() on a GPU only queues work. As long as it waits for its tokens, launching ahead
-// brings nothing and holds them back for a step.
-inline constexpr bool kGpuLaunchQueues = false;
-
 class Worker {
  public:
   // References must outlive the worker. Collective over the world (stage edges are built).
