@@ -318,8 +318,13 @@ void Instance::State::load() {
   worker_config.max_tokens = scheduler.token_budget;
   worker_config.block_size = options.block_size;
   worker_config.look_ahead = scheduler.look_ahead;
-  worker = std::make_unique<Worker>(config, world, *backend, std::move(weights), std::move(*cache),
-                                    worker_config);
+  try {
+    worker = std::make_unique<Worker>(config, world, *backend, std::move(weights),
+                                      std::move(*cache), worker_config);
+  } catch (const std::exception& error) {  // the other ranks may be waiting for this one
+    abort_world(world, 0, error.what());
+    throw;
+  }
   together(*world.control, [&] {
     if (world.rank == 0) engine = std::make_unique<Engine>(world, *worker, scheduler, kv_pool);
   });

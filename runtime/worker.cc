@@ -37,9 +37,11 @@ struct Wanted {
 struct LaunchedStep {
   StepResult result;
   uint64_t number = 0;  // of Sampler::queue; 0: the result is whole
-  // Of the queued rows: which of the result's they are, and the position that they sample for.
+  // Of the queued rows: which of the result's they are, the sequence's admission to its slot, and the
+  // position that they sample for.
   struct Row {
     size_t result = 0;
+    uint64_t admission = 0;
     int32_t position = 0;
   };
   std::vector<Row> rows;
@@ -122,6 +124,9 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
   if (config.look_ahead && world.layout.pipeline() > 1) {
     fail(ErrorCode::kInvalidArgument, "look_ahead: {} pipeline stages; it needs a single one",
          world.layout.pipeline());
+  }
+  if (world.device_tp) {
+    tune_sums(*sums, *world.tp, *world.device_tp, decoder.sum_buffers());
   }
   if (world.last_stage()) {
     sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab,
@@ -259,7 +264,7 @@ bool Worker::State::queue_sampling(LaunchedStep& launch) {
     const SlotId slot = launch.result.rows[one.result].slot;
     const int32_t position = one.row.position + slots[slot].prompt_tokens;
     sample_slots.push_back(slot);
-    launch.rows.push_back({one.result, position});
+    launch.rows.push_back({one.result, slots[slot].admission, position});
     slots.queued(slot, position);
   }
   launch.number = sampler->queue(decoder.logits(logit_tokens), sample_rows, sample_slots);
@@ -288,6 +293,8 @@ void Worker::State::collect(LaunchedStep& launch) {
   for (size_t i = 0; i < chosen.size(); ++i) {
     RowResult& row = launch.result.rows[launch.rows[i].result];
     row.token = chosen[i] >= 0 ? chosen[i] : kNothingLeft;
+    // The slot of a sequence that has ended may have another by now: rank 0 knew the token earlier.
+    if (slots[row.slot].admission != launch.rows[i].admission) continue;
     slots.sampled(row.slot, launch.rows[i].position, std::max(chosen[i], kStandIn));
   }
 }
@@ -403,9 +410,12 @@ void abort_world(World& world, uint64_t step, const char* what) {
   const std::string line = fmt::format("rank {} {} tp{} pp{} step {}: {}", world.rank, host_name(),
                                        world.tensor_rank(), world.stage(), step, what);
   log::error("{}", line);
-  for (Communicator* group : {world.tp.get(), world.data.get(), world.control.get()}) {
+  for (Communicator* group :
+       {static_cast<Communicator*>(world.device_tp.get()),
+        static_cast<Communicator*>(world.device_data.get()), world.tp.get(), world.data.get(),
+        world.control.get()}) {
     try {
-      group->abort(line);
+      if (group != nullptr) group->abort(line);
     } catch (const std::exception&) {  // already down
     }
   }

@@ -13,6 +13,7 @@ namespace trireme {
 
 struct WorkerSlot {
   bool taken = false;
+  uint64_t admission = 0;  // of all: tells a sequence from those that had the slot before
   uint32_t output_index = 0;
   int32_t prompt_tokens = 0;
   SamplingParams sampling;
@@ -49,6 +50,7 @@ class WorkerSlots {
   int32_t block_size_;
   Part vocab_;
   uint64_t epoch_ = 0;
+  uint64_t admissions_ = 0;
 };
 
 }  // namespace trireme
