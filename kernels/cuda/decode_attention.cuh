@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     const int newest = has_newest ? end - 1 : -1;
 #pragma unroll 1
     for (int tile = begin / kTile + warp; tile * kTile < end; tile += kWarps) {
-      copy_wait<L::kStages - 1>();
+      wait_for_copy_groups<L::kStages - 1>();
       __syncwarp();
       uint8_t* k_tile = ring + stage * 2 * L::kTileBytes;
       if (newest >= 0 && newest / kTile == tile) {
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) attend(const __grid_constant__ Param
     }
     turn = next;
   }
-  copy_wait<0>();
+  wait_for_copy_groups<0>();
 }
 
 }  // namespace trireme::cuda::decode

@@ -74,11 +74,6 @@ struct Result {
   }
 };
 
-__device__ inline uint32_t pack(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
 // Exact to float32 at 1: scores are sums, so that an absolute error is what counts.
 __device__ inline float tanh(float x) {
   return 1.0f - __fdividef(2.0f, exp2_fast(2.88539008f * x) + 1.0f);

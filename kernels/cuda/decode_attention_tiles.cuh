@@ -2,7 +2,8 @@
 #pragma once
 
 #include "kernels/cuda/attention.h"
-#include "kernels/cuda/decode_attention_ptx.cuh"
+#include "kernels/cuda/dependent_launch.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 namespace trireme::cuda::decode {
 
@@ -93,7 +94,7 @@ class TileStream {
   // to the first. Always commits a group.
   __device__ void request(int stage) {
     if (ready_) copy(ring_ + stage * 2 * L::kTileBytes);
-    copy_commit();
+    end_copy_group();
     if (!done_) go_on();
   }
 
@@ -177,8 +178,8 @@ class TileStream {
         const int from = __shfl_sync(0xffffffffu, mine, row);
         const int64_t offset = from < 0 ? 0 : int64_t{from} * kDim + unit * 8;
         const uint32_t at = to + unit_offset<kDim>(row, unit);
-        copy16_async(at, k + offset, from >= 0);
-        copy16_async(at + L::kTileBytes, v + offset, from >= 0);
+        copy_16_of_128_async(at, k + offset, from >= 0);
+        copy_16_of_128_async(at + L::kTileBytes, v + offset, from >= 0);
       }
     } else {
       const int row = lane_ & (kTile - 1);
@@ -186,14 +187,14 @@ class TileStream {
       if (kv.head_dim % 8 == 0) {
         for (int unit = lane_ / kTile; unit < kv.head_dim / 8; unit += 2) {
           const uint32_t at = to + unit_offset<kDim>(row, unit);
-          copy16_async(at, k + offset + unit * 8, mine >= 0);
-          copy16_async(at + L::kTileBytes, v + offset + unit * 8, mine >= 0);
+          copy_16_of_128_async(at, k + offset + unit * 8, mine >= 0);
+          copy_16_of_128_async(at + L::kTileBytes, v + offset + unit * 8, mine >= 0);
         }
       } else {
         for (int word = lane_ / kTile; word < kv.head_dim / 2; word += 2) {
           const uint32_t at = to + unit_offset<kDim>(row, word / 4) + word % 4 * 4;
-          copy4_async(at, k + offset + word * 2, mine >= 0);
-          copy4_async(at + L::kTileBytes, v + offset + word * 2, mine >= 0);
+          copy_4_async(at, k + offset + word * 2, mine >= 0);
+          copy_4_async(at + L::kTileBytes, v + offset + word * 2, mine >= 0);
         }
       }
     }

@@ -44,7 +44,7 @@ struct Softmax {
       for (int half = 0; half < 2; ++half) {
         const float next = fmaxf(anchor[half], most[half]);
         // A query that has seen nothing yet: no NaN from infinity less infinity.
-        correction[half] = next == -INFINITY ? 0.0f : power_of_two(anchor[half] - next);
+        correction[half] = next == -INFINITY ? 0.0f : exp2_fast(anchor[half] - next);
         anchor[half] = next;
         total[half] *= correction[half];
       }
@@ -55,8 +55,8 @@ struct Softmax {
       float sum = 0.0f;
 #pragma unroll
       for (int i = 2 * half; i < S::kCols / 2; i += 4) {
-        logits[i] = power_of_two(fmaf(logits[i], scale, less));
-        logits[i + 1] = power_of_two(fmaf(logits[i + 1], scale, less));
+        logits[i] = exp2_fast(fmaf(logits[i], scale, less));
+        logits[i + 1] = exp2_fast(fmaf(logits[i + 1], scale, less));
         sum += logits[i] + logits[i + 1];
       }
       total[half] += sum;
@@ -110,7 +110,7 @@ struct Consumer {
 
   __device__ __forceinline__ void release(uint64_t* barrier) const {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) arrive(shared_address(barrier));
+    if (threadIdx.x % 32 == 0) barrier_arrive(shared_address(barrier));
   }
 
   __device__ __forceinline__ void multiply_keys(float (&logits)[S::kCols / 2]) {
@@ -133,11 +133,7 @@ struct Consumer {
 #pragma unroll
     for (int d = 0; d < S::kDim / 16; ++d) {
       const uint32_t from = q_tile + query_offset<S>(row, d * 2 + threadIdx.x % 32 / 16);
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                   : "=r"(queries[d][0]), "=r"(queries[d][1]), "=r"(queries[d][2]),
-                     "=r"(queries[d][3])
-                   : "r"(from)
-                   : "memory");
+      load_matrices(queries[d], from);
     }
   }
 
@@ -176,7 +172,7 @@ struct Consumer {
   // The logits of the first key tile of all; the steps that follow start from weights.
   __device__ __forceinline__ void begin() {
     float logits[S::kCols / 2];
-    wait(shared_address(&barriers.key_full[k_place.index]), k_place.parity);
+    barrier_wait(shared_address(&barriers.key_full[k_place.index]), k_place.parity);
     wgmma_fence();
     multiply_keys(logits);
     wgmma_commit();
@@ -195,8 +191,8 @@ struct Consumer {
   template <bool kEdge, bool kFirst>
   __device__ __forceinline__ void step(int j, const Work& done) {
     float logits[S::kCols / 2];
-    wait(shared_address(&barriers.key_full[k_place.index]), k_place.parity);
-    wait(shared_address(&barriers.value_full[v_place.index]), v_place.parity);
+    barrier_wait(shared_address(&barriers.key_full[k_place.index]), k_place.parity);
+    barrier_wait(shared_address(&barriers.value_full[v_place.index]), v_place.parity);
     if constexpr (S::kTurns) sync_named(kTurn + consumer, kConsumers * kGroupThreads);
     wgmma_fence();
     multiply_keys(logits);
@@ -233,7 +229,7 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void finish(const Work& done) {
-    wait(shared_address(&barriers.value_full[v_place.index]), v_place.parity);
+    barrier_wait(shared_address(&barriers.value_full[v_place.index]), v_place.parity);
     wgmma_fence();
     multiply_values();
     wgmma_commit();
@@ -253,12 +249,12 @@ struct Consumer {
     scale = args.scale * kLog2E;
     Work done{};
     for (uint32_t parity = 0;; parity ^= 1) {
-      wait(shared_address(&barriers.query_full), parity);
+      barrier_wait(shared_address(&barriers.query_full), parity);
       const Work work = barriers.work;
       if (work.tiles == 0) break;
       if constexpr (S::kQueriesInRegisters) {
         load_queries();
-        arrive(shared_address(&barriers.query_empty));
+        barrier_arrive(shared_address(&barriers.query_empty));
       }
       const int first = work.first - work.base;  // positions below count from the first key's
       thread_offset = first + thread_row() - threadIdx.x % 4 * 2;
@@ -271,7 +267,7 @@ struct Consumer {
       done = work;
       const int past = first + work.count - (tiles - 1) * S::kCols;  // keys that the last tile has
       if (past < S::kCols) {
-        wait(shared_address(&barriers.value_full[v_place.index]), v_place.parity);
+        barrier_wait(shared_address(&barriers.value_full[v_place.index]), v_place.parity);
         clear_values(past);
       }
       for (int j = tiles - 2; j >= 0; --j) {
@@ -284,7 +280,7 @@ struct Consumer {
           step<false, false>(j, done);
         }
       }
-      if constexpr (!S::kQueriesInRegisters) arrive(shared_address(&barriers.query_empty));
+      if constexpr (!S::kQueriesInRegisters) barrier_arrive(shared_address(&barriers.query_empty));
     }
     if (done.tiles > 0) finish(done);
   }

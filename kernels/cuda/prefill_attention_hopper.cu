@@ -27,15 +27,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   const uint32_t v_tiles = k_tiles + S::kStages * S::kKeyBytes;
 
   if (threadIdx.x == 0) {
-    init_barrier(shared_address(&barriers.query_full), kQueryLoaders);
-    init_barrier(shared_address(&barriers.query_empty), kConsumers * kGroupThreads);
+    barrier_init(shared_address(&barriers.query_full), kQueryLoaders);
+    barrier_init(shared_address(&barriers.query_empty), kConsumers * kGroupThreads);
     for (int i = 0; i < S::kStages; ++i) {
-      init_barrier(shared_address(&barriers.key_full[i]), 1);
-      init_barrier(shared_address(&barriers.key_empty[i]), kConsumerWarps);
-      init_barrier(shared_address(&barriers.value_full[i]), 1);
-      init_barrier(shared_address(&barriers.value_empty[i]), kConsumerWarps);
+      barrier_init(shared_address(&barriers.key_full[i]), 1);
+      barrier_init(shared_address(&barriers.key_empty[i]), kConsumerWarps);
+      barrier_init(shared_address(&barriers.value_full[i]), 1);
+      barrier_init(shared_address(&barriers.value_empty[i]), kConsumerWarps);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers_visible_to_copies();
     prefetch_map(&k_map);
     prefetch_map(&v_map);
   }

@@ -147,8 +147,8 @@ __device__ __forceinline__ void produce_tiles(const PrefillAttention& args, cons
         row = (block * args.kv.kv_heads + kv_head) * block_size + position % block_size;
       }
       const uint32_t barrier = shared_address(&full[place.index]);
-      wait(shared_address(&empty[place.index]), place.parity ^ 1);
-      if (lane == 0) expect_bytes(barrier, boxes * box_bytes * S::kSlabs);
+      barrier_wait(shared_address(&empty[place.index]), place.parity ^ 1);
+      if (lane == 0) barrier_arrive_expecting(barrier, boxes * box_bytes * S::kSlabs);
       __syncwarp();
       if (lane < boxes) {
         const uint32_t to = tiles + place.index * S::kKeyBytes + lane * box_bytes;
@@ -178,7 +178,7 @@ __device__ __forceinline__ void produce_queries(const PrefillAttention& args, Ba
   Schedule<S> schedule(args);
   for (uint32_t parity = 1;; parity ^= 1) {
     const Work work = schedule.next();
-    wait(shared_address(&barriers.query_empty), parity);
+    barrier_wait(shared_address(&barriers.query_empty), parity);
     if (thread == 0) barriers.work = work;
     if (work.tiles > 0) {
       const auto* from = q + work.token * args.q_stride + int64_t{work.head} * args.kv.head_dim;
@@ -187,13 +187,13 @@ __device__ __forceinline__ void produce_queries(const PrefillAttention& args, Ba
         const int row = i / kChunks;
         const int chunk = i % kChunks;
         const bool valid = row < work.count && chunk * 8 < args.kv.head_dim;
-        copy_async(q_tile + query_offset<S>(row, chunk),
-                   from + (valid ? row * args.q_stride + chunk * 8 : 0), valid);
+        copy_16_async_or_zero(q_tile + query_offset<S>(row, chunk),
+                              from + (valid ? row * args.q_stride + chunk * 8 : 0), valid);
       }
       asm volatile("cp.async.wait_all;" ::: "memory");
       if constexpr (!S::kQueriesInRegisters) fence_async_proxy();
     }
-    arrive(shared_address(&barriers.query_full));
+    barrier_arrive(shared_address(&barriers.query_full));
     if (work.tiles == 0) break;
   }
 }

@@ -10,35 +10,6 @@
 namespace trireme::cuda {
 namespace {
 
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;\n" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
-}
-
-__device__ __forceinline__ void load_matrix(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ __forceinline__ void load_matrix_transposed(uint32_t (&r)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                             uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
-      "{%8,%9}, {%0,%1,%2,%3};\n"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // kDim: the head size, rounded up unless kExact; kRows queries and kCols keys a tile.
 template <int kDim_, bool kExact_, int kRows_, int kCols_>
 struct Shape {
@@ -87,8 +58,8 @@ __device__ __forceinline__ void load_keys_values(const PrefillAttention& args, c
              chunk * 8;
     }
     const uint32_t offset = tile_offset<S>(row, chunk);
-    copy_async(k_to + offset, k + from, valid);
-    copy_async(v_to + offset, v + from, valid);
+    copy_16_async_or_zero(k_to + offset, k + from, valid);
+    copy_16_async_or_zero(v_to + offset, v + from, valid);
   }
 }
 
@@ -103,7 +74,7 @@ __device__ __forceinline__ void load_queries(const PrefillAttention& args, int64
     const bool valid = row < count && chunk * 8 < args.kv.head_dim;
     const int64_t from =
         (first_token + row) * args.q_stride + int64_t{head} * args.kv.head_dim + chunk * 8;
-    copy_async(to + tile_offset<S>(row, chunk), q + (valid ? from : 0), valid);
+    copy_16_async_or_zero(to + tile_offset<S>(row, chunk), q + (valid ? from : 0), valid);
   }
 }
 
@@ -149,7 +120,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
   load_queries<S>(args, first_token, count, head, q_tile);
   load_keys_values<S>(args, table, kv_head, kv_begin, kv_end, k_tile, v_tile);
-  commit_copies();
+  end_copy_group();
 
   const int dims = args.kv.head_dim;
   const bool capping = args.softcap > 0.0f;
@@ -167,19 +138,19 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   for (int j = 0; j < kv_tiles; ++j) {
     const int base = kv_begin + j * S::kCols;
     const uint32_t stage = (j & 1) * S::kStageBytes;
-    wait_copies<0>();
+    wait_for_copy_groups<0>();
     __syncthreads();  // tile j is here, and all warps are done with tile j - 1
     if (j + 1 < kv_tiles) {
       const uint32_t next = S::kStageBytes - stage;
       load_keys_values<S>(args, table, kv_head, base + S::kCols, kv_end, k_tile + next,
                           v_tile + next);
-      commit_copies();
+      end_copy_group();
     }
     if constexpr (S::kQueriesInRegisters) {
       if (j == 0) {
 #pragma unroll
         for (int d = 0; d < S::kDim / 16; ++d) {
-          load_matrix(q_fragments[d], rows_first<S>(q_tile, warp_row, d * 2, lane));
+          load_matrices(q_fragments[d], rows_first<S>(q_tile, warp_row, d * 2, lane));
         }
       }
     }
@@ -191,14 +162,14 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       uint32_t* q = q_fragments[S::kQueriesInRegisters ? d : 0];
       uint32_t a[4];
       if constexpr (!S::kQueriesInRegisters) {
-        load_matrix(a, rows_first<S>(q_tile, warp_row, d * 2, lane));
+        load_matrices(a, rows_first<S>(q_tile, warp_row, d * 2, lane));
       } else {
         a[0] = q[0], a[1] = q[1], a[2] = q[2], a[3] = q[3];
       }
 #pragma unroll
       for (int n = 0; n < kColBlocks; n += 2) {
         uint32_t b[4];
-        load_matrix(b, columns_first<S>(k_tile + stage, n * 8, d * 2, lane));
+        load_matrices(b, columns_first<S>(k_tile + stage, n * 8, d * 2, lane));
         multiply_add(logits[n], a, b[0], b[1]);
         multiply_add(logits[n + 1], a, b[2], b[3]);
       }
@@ -237,14 +208,14 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       tile_largest = quad_max(tile_largest);
       // A query that has seen nothing yet keeps zeros without making NaNs.
       const float anchor = tile_largest == -INFINITY ? 0.0f : tile_largest * scale;
-      const float correction = power_of_two(fmaf(largest[half], scale, -anchor));
+      const float correction = exp2_fast(fmaf(largest[half], scale, -anchor));
       largest[half] = tile_largest;
       float sum = 0.0f;
 #pragma unroll
       for (int n = 0; n < kColBlocks; ++n) {
 #pragma unroll
         for (int e = 2 * half; e < 2 * half + 2; ++e) {
-          logits[n][e] = power_of_two(fmaf(logits[n][e], scale, -anchor));
+          logits[n][e] = exp2_fast(fmaf(logits[n][e], scale, -anchor));
           sum += logits[n][e];
         }
       }
@@ -265,7 +236,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       for (int d = 0; d < kDimBlocks; d += 2) {
         if (!S::kExact && d * 8 >= dims) break;
         uint32_t b[4];
-        load_matrix_transposed(b, rows_first<S>(v_tile + stage, n * 8, d, lane));
+        load_matrices_transposed(b, rows_first<S>(v_tile + stage, n * 8, d, lane));
         multiply_add(out[d], a, b[0], b[1]);
         multiply_add(out[d + 1], a, b[2], b[3]);
       }

@@ -1,5 +1,5 @@
-// The PTX that the Hopper kernel is written in: mbarriers, tensor copies, wgmma and register
-// budgets (PTX ISA 8.0, sm_90a). Shared memory is addressed by 32-bit shared-window addresses.
+// The PTX that only the Hopper kernel is written in: tensor copies, wgmma, named barriers and
+// register budgets (PTX ISA 8.0, sm_90a).
 #pragma once
 
 #include <cuda.h>
@@ -7,31 +7,6 @@
 #include <cstdint>
 
 namespace trireme::cuda::hopper {
-
-__device__ __forceinline__ void init_barrier(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void expect_bytes(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// Waits for the end of the phase of this parity.
-__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra finished;\n"
-      "bra again;\n"
-      "finished:\n"
-      "}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
 
 // A box of a two-dimensional tensor map into shared memory; its bytes count on `barrier`.
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, int column, int row,

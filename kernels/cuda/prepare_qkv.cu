@@ -2,8 +2,9 @@
 // head of q, k and v a power of two of neighbouring lanes, each with two 16-byte units: a pair of
 // units that rope turns into each other, or two neighbours.
 #include "kernels/cuda/check.h"
-#include "kernels/cuda/decode_attention_ptx.cuh"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/head_prepare.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 namespace trireme::cuda {
 namespace {

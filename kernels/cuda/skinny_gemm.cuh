@@ -17,8 +17,9 @@
 
 #include <type_traits>
 
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/gemm.h"
-#include "kernels/cuda/skinny_ptx.cuh"
+#include "kernels/cuda/ptx.cuh"
 
 namespace trireme::cuda {
 
@@ -45,8 +46,8 @@ __device__ inline uint4 normed_fragment(float4 x0, float4 x1, float4 n0, float4 
   const float xs[8] = {x0.x, x0.y, x0.z, x0.w, x1.x, x1.y, x1.z, x1.w};
 #pragma unroll
   for (float x : xs) squares = __fmaf_rn(x, x, squares);
-  return make_uint4(pack_bf16(x0.x * n0.x, x0.y * n0.y), pack_bf16(x0.z * n0.z, x0.w * n0.w),
-                    pack_bf16(x1.x * n1.x, x1.y * n1.y), pack_bf16(x1.z * n1.z, x1.w * n1.w));
+  return make_uint4(pack(x0.x * n0.x, x0.y * n0.y), pack(x0.z * n0.z, x0.w * n0.w),
+                    pack(x1.x * n1.x, x1.y * n1.y), pack(x1.z * n1.z, x1.w * n1.w));
 }
 
 // Of the 8 columns that a lane has of half a chunk.
@@ -194,7 +195,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   const int g = lane / 4, t = lane % 4;
   unsigned char* ring = shared + warp * (kGroups * kDepth * kSlotBytes);
   const uint4* slots = reinterpret_cast<const uint4*>(ring) + lane;
-  const uint32_t slots_address = static_cast<uint32_t>(__cvta_generic_to_shared(slots));
+  const uint32_t slots_address = shared_address(slots);
   const uint64_t policy = evict_first_policy();
 
   // Rows past the end repeat the last one; their results are not written.

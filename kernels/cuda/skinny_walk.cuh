@@ -71,7 +71,7 @@ struct Walk {
 template <bool kMany>
 __device__ void store_plain(const Gemm& gemm, unsigned char* to, int count, int first_column, int g,
                             int t) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to)) + g * 64 + t * 16;
+  const uint32_t address = shared_address(to) + g * 64 + t * 16;
   for (int i = 0; i < 2 * count; ++i) {
     const int64_t column = first_column + i / 2 * (kWarps * kChunk) + i % 2 * 32;
     const bool inside = column < gemm.cols;
@@ -136,7 +136,7 @@ __device__ inline void store_normed(const Gemm& gemm, unsigned char* to, unsigne
                                     float& squares) {
   const int tokens = gemm.tokens, g = lane / 4, t = lane % 4;
   const int at_once = WalkLayout::residual_chunks(tokens);
-  const uint32_t residual_address = static_cast<uint32_t>(__cvta_generic_to_shared(residual));
+  const uint32_t residual_address = shared_address(residual);
   to += g * 64 + t * 16;
   for (int begin = 0; begin < count; begin += at_once) {
     const int chunks = min(at_once, count - begin);
@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, kMany ? 1 : 3)
   const int depth = args.depth;
   const WalkLayout layout(depth * Stage::kBytes, gemm.cols, gemm.tokens, kNorm);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t full = static_cast<uint32_t>(__cvta_generic_to_shared(barriers));
+  const uint32_t full = shared_address(barriers);
   const uint32_t empty = full + 8 * depth;
   const Walk walk(args);
   const int cols = static_cast<int>(gemm.cols);
@@ -279,7 +279,7 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, kMany ? 1 : 3)
 
   if (warp == kWarps) {
     let_next_kernel_start();
-    const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    const uint32_t ring = shared_address(shared);
     const uint64_t policy = evict_first_policy();
     int slot = 0;
     uint32_t parity = 1;
@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, kMany ? 1 : 3)
   unsigned char* activations = shared + layout.activations + warp * layout.warp_activations;
   unsigned char* norm = shared + layout.norm + warp * layout.warp_norm;
   if constexpr (kNorm && !kMany) {
-    request_norm(gemm, static_cast<uint32_t>(__cvta_generic_to_shared(norm)), count, warp, lane);
+    request_norm(gemm, shared_address(norm), count, warp, lane);
   }
   wait_for_previous_kernel();
   float* all_squares = reinterpret_cast<float*>(shared + layout.squares);
