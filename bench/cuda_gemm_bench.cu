@@ -376,7 +376,7 @@ void chain(Device& device, double read_gb_s, bool all_shapes) {
         }
       };
       for (int layer = 0; layer < kLayers; ++layer) {
-        product(residual, kHidden, true, kQkv, kHidden, GemmOut::kBf16, qkv, kQkv);
+        product(residual, kHidden, true, kQkv, kHidden, GemmOut::kElement, qkv, kQkv);
         product(qkv, kQkv, false, kHidden, kHidden, GemmOut::kAddF32, residual, kHidden);
         product(residual, kHidden, true, 2 * kInner, kHidden, GemmOut::kSwiGlu, inner, kInner);
         product(inner, kInner, false, kHidden, kInner, GemmOut::kAddF32, residual, kHidden);

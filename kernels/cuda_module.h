@@ -1,10 +1,12 @@
-// The GPU backend lives in a module that is loaded at run time (libtrireme_cuda.so), so that the
-// program starts where no CUDA library exists.
+// The GPU backend lives in modules that are loaded at run time, so that the program starts where no
+// CUDA library exists: libtrireme_cuda_bf16.so and libtrireme_cuda_f16.so, by the element of weights,
+// activations and KV cache.
 #pragma once
 
 #include <memory>
 #include <string>
 
+#include "base/dtype.h"
 #include "kernels/backend.h"
 
 namespace trireme {
@@ -17,13 +19,16 @@ int cuda_device_count();
 std::string cuda_unavailable();
 
 // `device`: below cuda_device_count(). `pool` converts weights while they are loaded and must
-// outlive the backend. Throws kUnavailable without a GPU, kInvalidArgument for a wrong index.
-std::unique_ptr<Backend> make_cuda_backend(ThreadPool& pool, int device);
+// outlive the backend. `element`: kBF16 or kF16. Throws kUnavailable without a GPU or without that
+// element's module, kInvalidArgument for a wrong index.
+std::unique_ptr<Backend> make_cuda_backend(ThreadPool& pool, int device,
+                                           DType element = DType::kBF16);
 
 // The table that the module's entry returns. Program and module share C++ types: `build` tells the
 // state of the headers that define them, and modules of another state are refused.
 struct CudaModule {
   const char* build = "";
+  DType element = DType::kBF16;
   int (*device_count)(std::string& problem) = nullptr;
   std::unique_ptr<Backend> (*make_backend)(ThreadPool& pool, int device) = nullptr;
 };

@@ -21,6 +21,11 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
                   "auto: the files' weights; dummy: random ones of config.json's shapes")
       ->check(CLI::IsMember({"auto", "dummy"}))
       ->capture_default_str();
+  command
+      .add_option("--dtype", options.dtype,
+                  "Of weights and activations on GPUs: bf16, f16, or auto: f16 for files of f16")
+      ->check(CLI::IsMember({"auto", "bf16", "f16"}))
+      ->capture_default_str();
   command.add_option("--threads", options.threads, "Compute threads per rank (0: cores / ranks)");
   command
       .add_option_function<std::string>(

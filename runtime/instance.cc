@@ -69,7 +69,23 @@ int32_t context_wish(const InstanceOptions& options, const ModelConfig& config) 
   return options.max_context > 0 ? options.max_context : config.max_context;
 }
 
-DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source, bool gpu) {
+// What the GPU computes with. Files of f16 keep all bits of their weights that way.
+DType element_of(const InstanceOptions& options, const WeightSource& source, bool gpu) {
+  if (options.dtype != "auto" && options.dtype != "bf16" && options.dtype != "f16") {
+    fail(ErrorCode::kInvalidArgument, "dtype: '{}' is not auto, bf16 or f16", options.dtype);
+  }
+  if (!gpu && options.dtype != "auto") {
+    fail(ErrorCode::kInvalidArgument,
+         "dtype: '{}' is for GPUs; the CPU multiplies weights as the files have them",
+         options.dtype);
+  }
+  if (options.dtype != "auto") return options.dtype == "f16" ? DType::kF16 : DType::kBF16;
+  const auto weight = source.find("layers.0.q.weight");
+  return weight && weight->format == QuantFormat::kF16 ? DType::kF16 : DType::kBF16;
+}
+
+DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source,
+                  const Backend& backend, bool gpu) {
   if (options.kv_dtype == "f32") return DType::kF32;
   if (options.kv_dtype == "f16") return DType::kF16;
   if (options.kv_dtype == "bf16") return DType::kBF16;
@@ -77,7 +93,7 @@ DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source, bo
     fail(ErrorCode::kInvalidArgument, "kv_dtype: '{}' is not auto, f32, f16 or bf16",
          options.kv_dtype);
   }
-  if (gpu) return DType::kBF16;
+  if (gpu) return backend.activation_dtype();
   const auto weight = source.find("layers.0.q.weight");
   return weight && weight->format == QuantFormat::kF32 ? DType::kF32 : DType::kF16;
 }
@@ -173,7 +189,8 @@ void Instance::State::open() {
       fail(ErrorCode::kInvalidArgument, "threads: {} is not in [0, 1024]", options.threads);
     }
     pool = std::make_unique<ThreadPool>(threads);
-    backend = gpu ? make_cuda_backend(*pool, gpu_index)
+    const DType element = element_of(options, *source, gpu);
+    backend = gpu ? make_cuda_backend(*pool, gpu_index, element)
                   : make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
     const ModelShape shape = model_shape(*source, backend->width_multiple());
     const LayoutSpec spec = options.layout.empty()
@@ -187,7 +204,7 @@ void Instance::State::open() {
     if (options.block_size < 1 || options.block_size > 1024) {
       fail(ErrorCode::kInvalidArgument, "block_size: {} is not in [1, 1024]", options.block_size);
     }
-    kv_dtype = kv_dtype_of(options, *source, gpu);
+    kv_dtype = kv_dtype_of(options, *source, *backend, gpu);
     if (rank == 0) tokenizer = open_tokenizer(options.model, source->config().vocab);
     const ModelConfig& config = source->config();
     const KvShape kv{kv_dtype, config.head_dim, config.q_heads / config.kv_heads,

@@ -1,5 +1,5 @@
-// Paged attention on the GPU. Queries are bf16 [tokens, q_heads * head_dim]; positions and block
-// tables come from the device batch; sums and softmax are float32.
+// Paged attention on the GPU. Queries are elements [tokens, q_heads * head_dim]; positions and
+// block tables come from the device batch; sums and softmax are float32.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -25,8 +25,8 @@ struct HeadPrepare {
 
 // One part of one decode row's context, made on the host by plan_decode().
 struct alignas(16) DecodeItem {
-  int32_t begin = 0;   // positions [begin, end) of the context; the newest token's is end - 1 of the
-  int32_t end = 0;     //   last part
+  int32_t begin = 0;  // positions [begin, end) of the context; the newest token's is end - 1 of the
+  int32_t end = 0;    //   last part
   int32_t table = -1;  // tables.table_begin[row], where the caller fills it in: saves a lookup
   int32_t row = 0;
   int32_t part = 0;  // of `parts`
@@ -43,15 +43,15 @@ struct alignas(16) DecodeItem {
 
 struct DecodeAttention {
   // q, k, v of the new tokens as the QKV product left them: columns of one or of several matrices.
-  const void* q = nullptr;  // bf16 [tokens, q_heads * head_dim], row stride q_stride elements
-  const void* k = nullptr;  // bf16 [tokens, kv_heads * head_dim], row stride kv_stride
+  const void* q = nullptr;  // elements [tokens, q_heads * head_dim], row stride q_stride elements
+  const void* k = nullptr;  // elements [tokens, kv_heads * head_dim], row stride kv_stride
   const void* v = nullptr;
   int64_t q_stride = 0;
   int64_t kv_stride = 0;
   HeadPrepare prepare;
   int q_heads = 0;  // a multiple of kv.kv_heads
   float scale = 0.0f;
-  float softcap = 0.0f;  // 0: off
+  float softcap = 0.0f;             // 0: off
   const DeviceRow* rows = nullptr;  // not read: items hold what is needed of them
   DeviceTables tables;
   DeviceKv kv;
@@ -63,7 +63,7 @@ struct DecodeAttention {
   // head): they are then requested before the wait for the previous kernel.
   bool early_context = false;
   void* workspace = nullptr;  // decode_workspace_bytes(), zeroed once at allocation
-  void* out = nullptr;        // bf16 [tokens, q_heads * head_dim], contiguous
+  void* out = nullptr;        // elements [tokens, q_heads * head_dim], contiguous
 };
 
 // Splits the rows' contexts into parts of about equal work so that all multiprocessors are busy.
@@ -87,16 +87,16 @@ bool prefill_attention_supports(int head_dim, int block_size);
 // Norm and rope on q and k, KV write and attention of decode rows, in one launch (grid fixed by
 // max_items and kv_heads). Replayable in a graph. Launched with programmatic dependent launch.
 // A row's result depends on its own context and on how the plan split it (rounding of the merge),
-// not on what other rows hold. Slots of the cache from the newest token's on are not read. Rows of the
-// batch without an item are left alone, in `out` too.
+// not on what other rows hold. Slots of the cache from the newest token's on are not read. Rows of
+// the batch without an item are left alone, in `out` too.
 void launch_decode_attention(const DecodeAttention& args, cudaStream_t stream);
 
-// Norm and rope on q (in place) and k, and the KV write, for tokens of any rows. Token t of row r is
-// at position rows[r].position + t - rows[r].token_begin. Any even head_dim and rotary_dim; 16-byte
-// accesses where pointers, strides and head_dim / 16, rotary_dim / 16 allow. Launched with
+// Norm and rope on q (in place) and k, and the KV write, for tokens of any rows. Token t of row r
+// is at position rows[r].position + t - rows[r].token_begin. Any even head_dim and rotary_dim;
+// 16-byte accesses where pointers, strides and head_dim / 16, rotary_dim / 16 allow. Launched with
 // programmatic dependent launch.
 struct PrepareQkv {
-  void* q = nullptr;  // bf16, in and out
+  void* q = nullptr;  // elements, in and out
   const void* k = nullptr;
   const void* v = nullptr;
   int64_t q_stride = 0;
@@ -118,7 +118,7 @@ struct PrefillTile {
 };
 
 struct PrefillAttention {
-  const void* q = nullptr;  // bf16, after launch_prepare_qkv
+  const void* q = nullptr;  // elements, after launch_prepare_qkv
   int64_t q_stride = 0;
   int q_heads = 0;
   float scale = 0.0f;
@@ -129,7 +129,7 @@ struct PrefillAttention {
   DeviceKv kv;                         // holds the new tokens too
   const PrefillTile* tiles = nullptr;  // device
   int32_t tile_count = 0;              // known on the host: prefill is not captured
-  void* out = nullptr;                 // bf16 [tokens, q_heads * head_dim], contiguous
+  void* out = nullptr;                 // elements [tokens, q_heads * head_dim], contiguous
 };
 
 void plan_prefill(std::span<const DeviceRow> rows, int head_dim, std::vector<PrefillTile>& tiles);

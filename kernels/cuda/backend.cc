@@ -41,7 +41,7 @@ bool mergeable(const LinearPart& a, const LinearPart& b) {
 }
 
 GemmOut kind_of(const LinearPart& part) {
-  if (part.out.dtype == DType::kBF16) return GemmOut::kBf16;
+  if (part.out.dtype == kElement) return GemmOut::kElement;
   return part.accumulate ? GemmOut::kAddF32 : GemmOut::kF32;
 }
 
@@ -56,8 +56,8 @@ CudaBackend::CudaBackend(ThreadPool& pool, int device) : device_(device), pool_(
          properties.name, properties.major, properties.minor);
   }
   multiprocessors_ = properties.multiProcessorCount;
-  description_ = fmt::format("cuda {} (GPU {}, sm_{}{}), bf16", properties.name, device,
-                             properties.major, properties.minor);
+  description_ = fmt::format("cuda {} (GPU {}, sm_{}{}), {}", properties.name, device,
+                             properties.major, properties.minor, to_string(kElement));
   TRIREME_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   upload_ = std::make_unique<WeightUpload>(pool_, stream_);
   arena_ = std::make_unique<StepArena>(stream_, multiprocessors_);
@@ -81,7 +81,7 @@ CudaBackend::~CudaBackend() {
 }
 
 bool CudaBackend::supports_kv(const KvShape& shape) const {
-  return shape.dtype == DType::kBF16 && shape.head_dim % 8 == 0 &&
+  return shape.dtype == kElement && shape.head_dim % 8 == 0 &&
          decode_attention_supports(shape.head_dim, shape.group) &&
          prefill_attention_supports(shape.head_dim, shape.block_size);
 }
@@ -125,7 +125,8 @@ MachineLimits CudaBackend::measure_limits(bool /*quantized*/) {
   TRIREME_CUDA(cudaEventDestroy(begin));
   TRIREME_CUDA(cudaEventDestroy(end));
   const double operations = 2.0 * static_cast<double>(n) * static_cast<double>(n * n) * kProducts;
-  return {bandwidth, operations / (static_cast<double>(best) * 1e-3), "bf16 matrix products"};
+  return {bandwidth, operations / (static_cast<double>(best) * 1e-3),
+          fmt::format("{} matrix products", to_string(kElement))};
 }
 
 Buffer CudaBackend::allocate(size_t bytes) {
@@ -185,7 +186,7 @@ Weight CudaBackend::make_weight(const WeightSlice& slice) {
 }
 
 int64_t CudaBackend::weight_bytes(const WeightSlice& slice) const {
-  return slice.rows * slice.col_count * 2;
+  return slice.rows * slice.col_count * kElementBytes;
 }
 
 // One matrix after the other in one allocation, so that those of equal width are one product.
@@ -210,7 +211,7 @@ std::vector<Weight> CudaBackend::make_weights(std::span<const WeightSlice> slice
   size_t offset = 0;
   for (const WeightSlice& slice : slices) {
     Weight weight;
-    weight.format = QuantFormat::kBF16;
+    weight.format = kElementIsF16 ? QuantFormat::kF16 : QuantFormat::kBF16;
     weight.rows = slice.rows;
     weight.cols = weight.col_count = slice.col_count;
     const auto bytes = static_cast<size_t>(weight_bytes(slice));
@@ -302,7 +303,7 @@ void CudaBackend::linear(MatrixView x, std::span<const LinearPart> parts) {
 
 void CudaBackend::norm_linear(MatrixView x, const float* norm, float eps, MatrixView normed,
                               std::span<const LinearPart> parts) {
-  if (x.rows > kMaxSkinnyTokens) {
+  if (x.rows > kMaxSkinnyTokens || !kSkinnyNorms) {
     rms_norm(x, norm, eps, normed);
     return linear(normed, parts);
   }
@@ -320,6 +321,11 @@ void CudaBackend::gated_linear(MatrixView x, const float* norm, float eps, Matri
   const bool biased = parts[0].bias != nullptr || parts[1].bias != nullptr;
   if (x.rows > kMaxSkinnyTokens || biased || !mergeable(parts[0], parts[1])) {
     return Backend::gated_linear(x, norm, eps, normed, parts, activation);
+  }
+  if (norm != nullptr && !kSkinnyNorms) {
+    rms_norm(x, norm, eps, normed);
+    x = normed;
+    norm = nullptr;
   }
   Gemm gemm;
   gemm.x = x.data;

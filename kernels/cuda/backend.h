@@ -1,5 +1,5 @@
-// The ops of kernels/backend.h on one GPU: weights and activations bf16, residual stream, sums and
-// logits float32, KV cache bf16.
+// The ops of kernels/backend.h on one GPU: weights, activations and KV cache of one element type
+// (element.h); residual stream, sums and logits float32.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -9,6 +9,7 @@
 #include <string>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/element.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/peer_lanes.h"
 #include "kernels/cuda/step_arena.h"
@@ -22,7 +23,7 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override;
 
   std::string description() const override { return description_; }
-  DType activation_dtype() const override { return DType::kBF16; }
+  DType activation_dtype() const override { return kElement; }
   bool supports_kv(const KvShape& shape) const override;
   int64_t max_logit_rows() const override { return 256; }
   int64_t width_multiple() const override { return 8; }
@@ -100,8 +101,8 @@ class CudaBackend final : public Backend {
   Buffer skinny_workspace_;
   Buffer decode_workspace_;
   Buffer scratch_ids_;
-  Buffer newest_;       // int32 [slots]: the token that was chosen last
-  PeerLanes lanes_;     // of size 1: there are no peers
+  Buffer newest_;    // int32 [slots]: the token that was chosen last
+  PeerLanes lanes_;  // of size 1: there are no peers
   PeerBuffers peers_;
   std::byte* host_ = nullptr;  // page-locked, of read_back
   size_t host_bytes_ = 0;

@@ -19,7 +19,7 @@ class CudaPeerSums final : public PeerSums {
   bool takes(int64_t rows, int64_t cols, DType dtype) const override {
     const int64_t bytes = rows * cols * static_cast<int64_t>(size_of(dtype));
     return peer_sum_supports(lanes_, bytes, dtype) &&
-           (dtype != DType::kBF16 || peer_sum_norm_supports(lanes_, rows, cols));
+           (dtype != kElement || peer_sum_norm_supports(lanes_, rows, cols));
   }
 
   void sum(MatrixView x, PeerShots shots, int blocks) override {
@@ -95,7 +95,7 @@ std::unique_ptr<LogitRows> CudaBackend::make_logit_rows(int32_t slots) {
 }
 
 size_t CudaBackend::peer_bytes(int ranks, int64_t width) const {
-  return peer_lanes_bytes(ranks, width * 2);
+  return peer_lanes_bytes(ranks, width * kElementBytes);
 }
 
 std::unique_ptr<PeerSums> CudaBackend::make_peer_sums(PeerBuffers peers, int64_t width) {
@@ -104,7 +104,7 @@ std::unique_ptr<PeerSums> CudaBackend::make_peer_sums(PeerBuffers peers, int64_t
          peer_bytes(peers.size, width));
   }
   peers_ = std::move(peers);
-  lanes_ = make_peer_lanes(peers_, width * 2);
+  lanes_ = make_peer_lanes(peers_, width * kElementBytes);
   return std::make_unique<CudaPeerSums>(lanes_, stream_);
 }
 

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/element.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/skinny_gemm.h"
 
@@ -25,6 +26,7 @@
 namespace trireme::cuda {
 namespace {
 
+constexpr cudaDataType kElementType = kElementIsF16 ? CUDA_R_16F : CUDA_R_16BF;
 constexpr int kCandidates = 16;
 constexpr int kTimedRuns = 5;
 
@@ -36,7 +38,7 @@ struct Problem {
   cublasLtMatrixLayoutOpaque_t y;
 
   explicit Problem(const Gemm& gemm) {
-    const cudaDataType out = gemm.kind == GemmOut::kBf16 ? CUDA_R_16BF : CUDA_R_32F;
+    const cudaDataType out = gemm.kind == GemmOut::kElement ? kElementType : CUDA_R_32F;
     TRIREME_CUBLAS(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     const cublasOperation_t transposed = CUBLAS_OP_T;
     set(CUBLASLT_MATMUL_DESC_TRANSA, transposed);
@@ -46,8 +48,8 @@ struct Problem {
       set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, gemm.bias);
     }
     const uint64_t rows = gemm.rows, cols = gemm.cols, tokens = gemm.tokens;
-    TRIREME_CUBLAS(cublasLtMatrixLayoutInit(&weight, CUDA_R_16BF, cols, rows, gemm.cols));
-    TRIREME_CUBLAS(cublasLtMatrixLayoutInit(&x, CUDA_R_16BF, cols, tokens, gemm.x_stride));
+    TRIREME_CUBLAS(cublasLtMatrixLayoutInit(&weight, kElementType, cols, rows, gemm.cols));
+    TRIREME_CUBLAS(cublasLtMatrixLayoutInit(&x, kElementType, cols, tokens, gemm.x_stride));
     TRIREME_CUBLAS(cublasLtMatrixLayoutInit(&y, out, rows, tokens, gemm.y_stride));
   }
 
@@ -58,7 +60,7 @@ struct Problem {
 
   // The library adds a float32 bias only to a float32 result.
   static bool fused_bias(const Gemm& gemm) {
-    return gemm.bias != nullptr && gemm.kind != GemmOut::kBf16;
+    return gemm.bias != nullptr && gemm.kind != GemmOut::kElement;
   }
 };
 
@@ -100,7 +102,7 @@ struct CublasGemm::State {
     if (handle != nullptr) cublasLtDestroy(handle);
   }
 
-  static uint32_t y_bytes(const Gemm& gemm) { return gemm.kind == GemmOut::kBf16 ? 2 : 4; }
+  static uint32_t y_bytes(const Gemm& gemm) { return gemm.kind == GemmOut::kElement ? 2 : 4; }
 
   static Key key_of(const Gemm& gemm) {
     return {gemm.rows,
@@ -121,7 +123,7 @@ struct CublasGemm::State {
     };
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{workspace_bytes});
     // Splits of the sum that add up in a fixed order, so that the same product gives the same bits,
-    // and in float32: sums of parts rounded to bf16 were seen to be off by 2^-5 of the result.
+    // and in float32: sums of parts rounded to 16 bits were seen to be off by 2^-5 of the result.
     const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions);
     const uint32_t weight = alignment_of(gemm.weight, gemm.cols * 2);

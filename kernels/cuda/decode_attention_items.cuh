@@ -58,15 +58,15 @@ struct Vectors {
   __device__ void load(const Params& p, const Work& w, int warp, int lane) {
     const DecodeAttention& a = p.a;
     const int dim = head_dim_of<kDim, kExact>(p), vectors = count(p, w.item);
-    const auto* q =
-        static_cast<const bf16*>(a.q) + w.item.token * a.q_stride + int64_t{w.head} * p.group * dim;
+    const auto* q = static_cast<const Element*>(a.q) + w.item.token * a.q_stride +
+                    int64_t{w.head} * p.group * dim;
     const int64_t kv = w.item.token * a.kv_stride + int64_t{w.head} * dim;
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
       const int g = warp + i * kWarps;
       if (g >= vectors) break;
-      const bf16* from =
-          g < p.group ? q + g * dim : static_cast<const bf16*>(g == p.group ? a.k : a.v) + kv;
+      const Element* from =
+          g < p.group ? q + g * dim : static_cast<const Element*>(g == p.group ? a.k : a.v) + kv;
       pairs[i].load(from, dim, a.prepare.rotary_dim, lane);
     }
   }
@@ -88,7 +88,7 @@ struct Vectors {
       pairs[0].prepare(norm, prepare.norm_eps, is_v ? nullptr : rotation, dim, prepare.rotary_dim,
                        lane, [&](int d, float x) {
                          const int at = unit_offset<kDim>(row, d / 8) + d % 8 * 2;
-                         *reinterpret_cast<bf16*>(to + at) = __float2bfloat16(x);
+                         *reinterpret_cast<Element*>(to + at) = narrow(x);
                        });
 #pragma unroll
       for (int i = 1; i < kMost; ++i) pairs[i - 1] = pairs[i];
@@ -108,7 +108,7 @@ struct Vectors {
     for (int i = lane; i < 2 * count; i += 32) {
       const int v = i >= count ? 1 : 0, at = i - v * count;
       const uint8_t* from = shared + L::kNewest + v * L::kRowBytes;
-      auto* to = static_cast<bf16*>(v != 0 ? kv.v : kv.k) + slot;
+      auto* to = static_cast<Element*>(v != 0 ? kv.v : kv.k) + slot;
       if (units) {
         reinterpret_cast<uint4*>(to)[at] = reinterpret_cast<const uint4*>(from)[at];
       } else {

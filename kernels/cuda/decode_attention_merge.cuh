@@ -10,8 +10,8 @@ template <int kDim, bool kExact>
 __device__ inline void store_out(const Params& p, int token, int q_head, int d, float x, float y) {
   const int dim = head_dim_of<kDim, kExact>(p);
   if (d >= dim) return;
-  auto* out = static_cast<bf16*>(p.a.out) + (int64_t{token} * p.a.q_heads + q_head) * dim + d;
-  *reinterpret_cast<__nv_bfloat162*>(out) = __floats2bfloat162_rn(x, y);
+  auto* out = static_cast<Element*>(p.a.out) + (int64_t{token} * p.a.q_heads + q_head) * dim + d;
+  *reinterpret_cast<Element2*>(out) = narrow(x, y);
 }
 
 // The whole block merges `count` results that lie in the workspace, `stride` slots apart from

@@ -79,10 +79,11 @@ __device__ inline float tanh(float x) {
   return 1.0f - __fdividef(2.0f, exp2_fast(2.88539008f * x) + 1.0f);
 }
 
-// Two weights as the bf16 pair that the product takes; the sum is of what was rounded.
+// Two weights as the pair that the product takes; the sum is of what was rounded.
 __device__ inline uint32_t weigh(float& s0, float& s1, float max, float& sum) {
   const uint32_t pair = pack(exp2_fast(s0 - max), exp2_fast(s1 - max));
-  sum += __uint_as_float(pair << 16) + __uint_as_float(pair & 0xffff0000u);
+  const float2 rounded = unpack(pair);
+  sum += rounded.x + rounded.y;
   return pair;
 }
 

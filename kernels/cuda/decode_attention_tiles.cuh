@@ -7,8 +7,6 @@
 
 namespace trireme::cuda::decode {
 
-using bf16 = __nv_bfloat16;
-
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kTile = 16;            // positions a tile, and rows (query heads) of the products
@@ -164,8 +162,8 @@ class TileStream {
 
   __device__ void copy(uint32_t to) {
     const DeviceKv& kv = p_.a.kv;
-    const auto* k = static_cast<const bf16*>(kv.k);
-    const auto* v = static_cast<const bf16*>(kv.v);
+    const auto* k = static_cast<const Element*>(kv.k);
+    const auto* v = static_cast<const Element*>(kv.v);
     // Row of the cache seen as [blocks * kv_heads * block_size][head_dim]; one a lane, 16 lanes.
     const int mine = slot_ < 0 ? -1 : (block_ * kv.kv_heads + head_) * kv.block_size + slot_;
     if constexpr (kExact) {

@@ -21,7 +21,7 @@ struct DeviceTables {
   const int32_t* table_begin = nullptr;  // [rows], element offsets
 };
 
-// The paged KV of one layer: K and V apart, each [block][kv_head][token][dim], bf16.
+// The paged KV of one layer: K and V apart, each [block][kv_head][token][dim], elements.
 struct DeviceKv {
   void* k = nullptr;
   void* v = nullptr;

@@ -1,10 +1,9 @@
-#include <cuda_bf16.h>
-
 #include <algorithm>
 
 #include "kernels/cuda/block_sum.cuh"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/dependent_launch.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/launch_early.h"
 
@@ -20,20 +19,20 @@ __global__ void embed_kernel(const __grid_constant__ Embed embed, float* out) {
   const int64_t row =
       (slot >= 0 ? embed.newest[slot] : embed.tokens[blockIdx.x]) - embed.vocab_begin;
   const bool here = row >= 0 && row < embed.vocab_count;
-  const auto* from = reinterpret_cast<const __nv_bfloat162*>(
-      static_cast<const __nv_bfloat16*>(embed.table) + (here ? row : 0) * embed.cols);
+  const auto* from = reinterpret_cast<const Element2*>(static_cast<const Element*>(embed.table) +
+                                                       (here ? row : 0) * embed.cols);
   float2* to = reinterpret_cast<float2*>(out + blockIdx.x * embed.cols);
   for (int64_t i = threadIdx.x; i < embed.cols / 2; i += blockDim.x) {
-    const float2 value = __bfloat1622float2(from[i]);
-    to[i] = here ? make_float2(value.x * embed.scale, value.y * embed.scale)
-                 : make_float2(0.0f, 0.0f);
+    const float2 value = widen(from[i]);
+    to[i] =
+        here ? make_float2(value.x * embed.scale, value.y * embed.scale) : make_float2(0.0f, 0.0f);
   }
 }
 
 // One block a row; kPerThread float4 of the row stay in registers between the two passes.
 template <int kPerThread>
-__global__ void rms_norm_kernel(float* residual, const __nv_bfloat16* delta, int64_t delta_stride,
-                                const float* weight, float eps, int cols, __nv_bfloat16* out) {
+__global__ void rms_norm_kernel(float* residual, const Element* delta, int64_t delta_stride,
+                                const float* weight, float eps, int cols, Element* out) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   float4* row = reinterpret_cast<float4*>(residual + int64_t{blockIdx.x} * cols);
@@ -48,8 +47,8 @@ __global__ void rms_norm_kernel(float* residual, const __nv_bfloat16* delta, int
     if (delta != nullptr) {
       const uint2 bits =
           *reinterpret_cast<const uint2*>(delta + int64_t{blockIdx.x} * delta_stride + i * 4);
-      const float2 low = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(bits.x));
-      const float2 high = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(bits.y));
+      const float2 low = widen(reinterpret_cast<const Element2&>(bits.x));
+      const float2 high = widen(reinterpret_cast<const Element2&>(bits.y));
       v = make_float4(v.x + low.x, v.y + low.y, v.z + high.x, v.w + high.y);
       row[i] = v;
     }
@@ -64,8 +63,8 @@ __global__ void rms_norm_kernel(float* residual, const __nv_bfloat16* delta, int
     if (i * 4 >= cols) continue;
     const float4 w = reinterpret_cast<const float4*>(weight)[i];
     const float4 v = kept[k];
-    __nv_bfloat162 pair[2] = {__floats2bfloat162_rn(v.x * inverse * w.x, v.y * inverse * w.y),
-                              __floats2bfloat162_rn(v.z * inverse * w.z, v.w * inverse * w.w)};
+    Element2 pair[2] = {narrow(v.x * inverse * w.x, v.y * inverse * w.y),
+                        narrow(v.z * inverse * w.z, v.w * inverse * w.w)};
     *reinterpret_cast<uint2*>(out + int64_t{blockIdx.x} * cols + i * 4) =
         *reinterpret_cast<const uint2*>(pair);
   }
@@ -79,20 +78,20 @@ __device__ float activate(float x, bool gelu_tanh) {
   return x / (1.0f + __expf(-x));
 }
 
-__global__ void gated_activation_kernel(const __nv_bfloat16* gate, int64_t gate_stride,
-                                        const __nv_bfloat16* up, int64_t up_stride, bool gelu_tanh,
-                                        int64_t cols, __nv_bfloat16* out, int64_t out_stride) {
+__global__ void gated_activation_kernel(const Element* gate, int64_t gate_stride, const Element* up,
+                                        int64_t up_stride, bool gelu_tanh, int64_t cols,
+                                        Element* out, int64_t out_stride) {
   const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 8;
   if (at >= cols) return;
   const int64_t row = blockIdx.y;
   uint4 g = *reinterpret_cast<const uint4*>(gate + row * gate_stride + at);
   const uint4 u = *reinterpret_cast<const uint4*>(up + row * up_stride + at);
-  __nv_bfloat162* gs = reinterpret_cast<__nv_bfloat162*>(&g);
-  const __nv_bfloat162* us = reinterpret_cast<const __nv_bfloat162*>(&u);
+  Element2* gs = reinterpret_cast<Element2*>(&g);
+  const Element2* us = reinterpret_cast<const Element2*>(&u);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float2 a = __bfloat1622float2(gs[i]), b = __bfloat1622float2(us[i]);
-    gs[i] = __floats2bfloat162_rn(activate(a.x, gelu_tanh) * b.x, activate(a.y, gelu_tanh) * b.y);
+    const float2 a = widen(gs[i]), b = widen(us[i]);
+    gs[i] = narrow(activate(a.x, gelu_tanh) * b.x, activate(a.y, gelu_tanh) * b.y);
   }
   *reinterpret_cast<uint4*>(out + row * out_stride + at) = g;
 }
@@ -116,7 +115,7 @@ __global__ void scatter_kernel(const __grid_constant__ Pieces pieces) {
   }
 }
 
-__global__ void fill_random_kernel(__nv_bfloat16* to, int64_t count, uint32_t seed) {
+__global__ void fill_random_kernel(Element* to, int64_t count, uint32_t seed) {
   const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (at >= count) return;
   uint32_t x = static_cast<uint32_t>(at) * 0x9e3779b9u + seed;
@@ -127,7 +126,7 @@ __global__ void fill_random_kernel(__nv_bfloat16* to, int64_t count, uint32_t se
     x ^= x >> 16;
     sum += static_cast<float>(x) * 0x1p-32f - 0.5f;
   }
-  to[at] = __float2bfloat16(sum * 1.7f);
+  to[at] = narrow(sum * 1.7f);
 }
 
 }  // namespace
@@ -143,7 +142,7 @@ void launch_scatter(const Pieces& pieces, cudaStream_t stream) {
 
 void launch_fill_random(void* to, int64_t count, uint32_t seed, cudaStream_t stream) {
   fill_random_kernel<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
-                       stream>>>(static_cast<__nv_bfloat16*>(to), count, seed);
+                       stream>>>(static_cast<Element*>(to), count, seed);
   TRIREME_CUDA(cudaGetLastError());
 }
 
@@ -160,8 +159,8 @@ void launch_rms_norm(float* residual, const void* delta, int64_t delta_stride, c
   const int per_thread = (vectors + threads - 1) / threads;
   const auto launch = [&](auto kernel) {
     launch_early(kernel, dim3(static_cast<unsigned>(rows)), threads, stream, residual,
-                 static_cast<const __nv_bfloat16*>(delta), delta_stride, weight, eps,
-                 static_cast<int>(cols), static_cast<__nv_bfloat16*>(out));
+                 static_cast<const Element*>(delta), delta_stride, weight, eps,
+                 static_cast<int>(cols), static_cast<Element*>(out));
   };
   if (per_thread <= 1) {
     launch(rms_norm_kernel<1>);
@@ -184,9 +183,9 @@ void launch_gated_activation(const void* gate, int64_t gate_stride, const void* 
     const auto count = static_cast<unsigned>(std::min(rows - row, kMostRows));
     const dim3 grid(static_cast<unsigned>((cols / 8 + kThreads - 1) / kThreads), count);
     gated_activation_kernel<<<grid, kThreads, 0, stream>>>(
-        static_cast<const __nv_bfloat16*>(gate) + row * gate_stride, gate_stride,
-        static_cast<const __nv_bfloat16*>(up) + row * up_stride, up_stride, gelu_tanh, cols,
-        static_cast<__nv_bfloat16*>(out) + row * out_stride, out_stride);
+        static_cast<const Element*>(gate) + row * gate_stride, gate_stride,
+        static_cast<const Element*>(up) + row * up_stride, up_stride, gelu_tanh, cols,
+        static_cast<Element*>(out) + row * out_stride, out_stride);
     TRIREME_CUDA(cudaGetLastError());
   }
 }

@@ -1,4 +1,4 @@
-// The small ops of the GPU backend. Residual stream and logits are float32, activations bf16.
+// The small ops of the GPU backend. Residual stream and logits are float32, activations elements.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -7,7 +7,7 @@
 
 namespace trireme::cuda {
 
-// out[i] = the table's row of token i (bf16) as float32 times scale; zeros where it has none.
+// out[i] = the table's row of token i (elements) as float32 times scale; zeros where it has none.
 struct Embed {
   const int32_t* tokens = nullptr;
   // Where slots[i] >= 0 token i is newest[slots[i]] instead; null: nowhere.
@@ -21,12 +21,12 @@ struct Embed {
 };
 void launch_embed(const Embed& embed, int64_t count, float* out, cudaStream_t stream);
 
-// With `delta` (bf16, rows delta_stride apart) residual += delta first. out = bf16(residual /
-// rms(residual) * weight); weight null: only the addition. residual and out are contiguous.
+// With `delta` (elements, rows delta_stride apart) residual += delta first. out = element(residual
+// / rms(residual) * weight); weight null: only the addition. residual and out are contiguous.
 void launch_rms_norm(float* residual, const void* delta, int64_t delta_stride, const float* weight,
                      float eps, int64_t rows, int64_t cols, void* out, cudaStream_t stream);
 
-// out = activation(gate) * up; bf16, each with its own row stride; out may be gate.
+// out = activation(gate) * up; elements, each with its own row stride; out may be gate.
 void launch_gated_activation(const void* gate, int64_t gate_stride, const void* up,
                              int64_t up_stride, bool gelu_tanh, int64_t rows, int64_t cols,
                              void* out, int64_t out_stride, cudaStream_t stream);
@@ -49,7 +49,7 @@ struct Pieces {
 };
 void launch_scatter(const Pieces& pieces, cudaStream_t stream);
 
-// `count` bf16 of about a normal distribution's spread, for measurements.
+// `count` elements of about a normal distribution's spread, for measurements.
 void launch_fill_random(void* to, int64_t count, uint32_t seed, cudaStream_t stream);
 
 }  // namespace trireme::cuda

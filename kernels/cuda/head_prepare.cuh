@@ -1,11 +1,10 @@
 // What becomes of one head's vector of q or k before it is used: RMSNorm, then rotary embedding.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include <cstdint>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/element.cuh"
 
 namespace trireme::cuda {
 
@@ -32,17 +31,13 @@ __device__ inline float warp_sum(float x) {
   return x;
 }
 
-__device__ inline float widen(uint16_t bf16_bits) {
-  return __uint_as_float(static_cast<uint32_t>(bf16_bits) << 16);
-}
-
-// A head's vector spread over a warp: pair lane + 32 * j is low[j], high[j], bf16. kPairs >=
+// A head's vector spread over a warp: pair lane + 32 * j is low[j], high[j], elements. kPairs >=
 // head_dim / 64. Loaded values are not touched before they are used, so that a load can be early.
 template <int kPairs>
 struct HeadPairs {
   uint16_t low[kPairs], high[kPairs];
 
-  __device__ void load(const __nv_bfloat16* x, int head_dim, int rotary_dim, int lane) {
+  __device__ void load(const Element* x, int head_dim, int rotary_dim, int lane) {
     const auto* bits = reinterpret_cast<const uint16_t*>(x);
 #pragma unroll
     for (int j = 0; j < kPairs; ++j) {
@@ -63,7 +58,7 @@ struct HeadPairs {
       float squares = 0.0f;
 #pragma unroll
       for (int j = 0; j < kPairs; ++j) {
-        const float a = widen(low[j]), b = widen(high[j]);
+        const float a = widen_bits(low[j]), b = widen_bits(high[j]);
         if (lane + 32 * j < head_dim / 2) squares += a * a + b * b;
       }
       inverse = rsqrtf(warp_sum(squares) / static_cast<float>(head_dim) + eps);
@@ -73,7 +68,7 @@ struct HeadPairs {
       const int i = lane + 32 * j;
       if (i >= head_dim / 2) continue;
       const int2 d = pair_dims(i, rotary_dim);
-      float a = widen(low[j]), b = widen(high[j]);
+      float a = widen_bits(low[j]), b = widen_bits(high[j]);
       if (norm != nullptr) {
         a *= inverse * norm[d.x];
         b *= inverse * norm[d.y];

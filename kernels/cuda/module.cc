@@ -2,11 +2,12 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/element.h"
 #include "kernels/cuda_module.h"
 
 extern "C" const trireme::CudaModule* trireme_cuda_module() {
   static const trireme::CudaModule module{
-      TRIREME_MODULE_BUILD,
+      TRIREME_MODULE_BUILD, trireme::cuda::kElement,
       [](std::string& problem) {
         int count = 0;
         const cudaError_t status = cudaGetDeviceCount(&count);

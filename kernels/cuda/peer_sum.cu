@@ -1,9 +1,8 @@
 #include "kernels/cuda/peer_sum.h"
 
-#include <cuda_bf16.h>
-
 #include "kernels/cuda/block_sum.cuh"
 #include "kernels/cuda/dependent_launch.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/launch_early.h"
 #include "kernels/cuda/peer_lanes.cuh"
 
@@ -18,13 +17,13 @@ template <typename T>
 struct Elements;
 
 template <>
-struct Elements<__nv_bfloat16> {
+struct Elements<Element> {
   static constexpr int kCount = 8;
   __device__ static void add(float (&sum)[kCount], uint4 vector) {
     const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float2 pair = __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(words[i]));
+      const float2 pair = widen(reinterpret_cast<const Element2&>(words[i]));
       sum[2 * i] += pair.x;
       sum[2 * i + 1] += pair.y;
     }
@@ -32,10 +31,7 @@ struct Elements<__nv_bfloat16> {
   __device__ static uint4 round(const float (&sum)[kCount]) {
     uint32_t words[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const __nv_bfloat162 pair = __floats2bfloat162_rn(sum[2 * i], sum[2 * i + 1]);
-      words[i] = reinterpret_cast<const uint32_t&>(pair);
-    }
+    for (int i = 0; i < 4; ++i) words[i] = pack(sum[2 * i], sum[2 * i + 1]);
     return make_uint4(words[0], words[1], words[2], words[3]);
   }
 };
@@ -79,7 +75,7 @@ __device__ int adder_of(const PeerLanes& lanes, int i, int count) {
 template <int kRanks, int kPerThread, bool kTwoShots>
 __global__ void __launch_bounds__(kThreads)
     sum_norm_kernel(const __grid_constant__ PeerSumNorm args) {
-  using Vector = Elements<__nv_bfloat16>;
+  using Vector = Elements<Element>;
   let_next_kernel_start();
   const int vectors = args.cols / 8;
   const auto index = [](int k) { return static_cast<int>(threadIdx.x + k * blockDim.x); };
@@ -93,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_previous_kernel();
   const int64_t row = blockIdx.x;
   const Lane lane(args.lanes, static_cast<int>(blockIdx.x));
-  const uint4* delta = reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(args.delta) +
+  const uint4* delta = reinterpret_cast<const uint4*>(static_cast<const Element*>(args.delta) +
                                                       row * args.delta_stride);
   uint4 own[kPerThread];
 #pragma unroll
@@ -127,7 +123,7 @@ __global__ void __launch_bounds__(kThreads)
       const int i = index(k);
       if (i >= vectors || adder_of(args.lanes, i, vectors) != args.lanes.rank) continue;
       float sum[Vector::kCount];
-      sum_of<__nv_bfloat16, kRanks>(args.lanes, lane, i, own[k], sum);
+      sum_of<Element, kRanks>(args.lanes, lane, i, own[k], sum);
       own[k] = Vector::round(sum);
       lane.push_sum(i, own[k]);
     }
@@ -144,7 +140,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int e = 0; e < Vector::kCount; ++e) sum[e] = 0.0f;
       Vector::add(sum, own[k]);
     } else {
-      sum_of<__nv_bfloat16, kRanks>(args.lanes, lane, i, own[k], sum);
+      sum_of<Element, kRanks>(args.lanes, lane, i, own[k], sum);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -160,7 +156,7 @@ __global__ void __launch_bounds__(kThreads)
   lane.finish();
   if (args.weight == nullptr) return;
   const float inverse = rsqrtf(block_sum(squares) / static_cast<float>(args.cols) + args.eps);
-  uint4* out = reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(args.out) + row * args.cols);
+  uint4* out = reinterpret_cast<uint4*>(static_cast<Element*>(args.out) + row * args.cols);
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) {
     const int i = index(k);
@@ -248,7 +244,7 @@ void launch_peer_sum_norm(const PeerSumNorm& sum, bool two_shots, cudaStream_t s
 }
 
 bool peer_sum_supports(const PeerLanes& lanes, int64_t bytes, DType dtype) {
-  return lanes.size > 1 && (dtype == DType::kF32 || dtype == DType::kBF16) && bytes % 16 == 0 &&
+  return lanes.size > 1 && (dtype == DType::kF32 || dtype == kElement) && bytes % 16 == 0 &&
          bytes <= lane_vectors(lanes) * 16 * lanes.lanes;
 }
 
@@ -272,7 +268,7 @@ void launch_peer_sum(const PeerSum& sum, bool two_shots, cudaStream_t stream) {
     if (sum.dtype == DType::kF32) {
       launch.template operator()<float>();
     } else {
-      launch.template operator()<__nv_bfloat16>();
+      launch.template operator()<Element>();
     }
   });
 }

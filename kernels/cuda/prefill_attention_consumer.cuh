@@ -312,7 +312,7 @@ struct Consumer {
         transpose_quad(w, quad_lane);
         const int column = (group * 4 + quad_lane) * 8;
         if (row < work.count && column < args.kv.head_dim) {
-          *reinterpret_cast<uint4*>(static_cast<__nv_bfloat16*>(args.out) + offset + column) =
+          *reinterpret_cast<uint4*>(static_cast<Element*>(args.out) + offset + column) =
               make_uint4(w[0], w[1], w[2], w[3]);
         }
       }

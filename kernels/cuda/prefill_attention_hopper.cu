@@ -86,13 +86,15 @@ CUtensorMap make_map(const DeviceKv& kv, void* data, int box_rows) {
   CUtensorMap map;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(kv.head_dim),
                               static_cast<cuuint64_t>(kv.blocks) * kv.kv_heads * kv.block_size};
-  const cuuint64_t strides[] = {sizes[0] * sizeof(__nv_bfloat16)};
+  const cuuint64_t strides[] = {sizes[0] * sizeof(Element)};
   const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[] = {1, 1};
+  constexpr CUtensorMapDataType type =
+      kElementIsF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const CUresult result =
-      encode_tiled()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, data, sizes, strides, box, steps,
-                     CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      encode_tiled()(&map, type, 2, data, sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                     CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) fail_internal("cuTensorMapEncodeTiled failed on the KV cache");
   return map;
 }

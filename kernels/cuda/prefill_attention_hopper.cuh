@@ -12,7 +12,7 @@ inline constexpr int kConsumers = 2;
 inline constexpr int kConsumerWarps = 4 * kConsumers;
 inline constexpr int kThreads = kGroupThreads * (1 + kConsumers);
 inline constexpr int kQueryLoaders = 64;
-inline constexpr int kSlabBytes = 128;  // a row of 64 bf16 columns, the width of a swizzled tile
+inline constexpr int kSlabBytes = 128;  // a row of 64 columns, the width of a swizzled tile
 
 // Named barriers; 0 is __syncthreads'.
 inline constexpr int kTurn = 1;   // + consumer: its turn to issue products
@@ -174,7 +174,7 @@ __device__ __forceinline__ void produce_queries(const PrefillAttention& args, Ba
                                                 uint32_t q_tile) {
   constexpr int kChunks = S::kDim / 8;
   const int thread = threadIdx.x - (kGroupThreads - kQueryLoaders);
-  const auto* q = static_cast<const __nv_bfloat16*>(args.q);
+  const auto* q = static_cast<const Element*>(args.q);
   Schedule<S> schedule(args);
   for (uint32_t parity = 1;; parity ^= 1) {
     const Work work = schedule.next();

@@ -40,8 +40,8 @@ __device__ __forceinline__ void load_keys_values(const PrefillAttention& args, c
                                                  int kv_head, int base, int end, uint32_t k_to,
                                                  uint32_t v_to) {
   constexpr int kChunks = S::kDim / 8;
-  const auto* k = static_cast<const __nv_bfloat16*>(args.kv.k);
-  const auto* v = static_cast<const __nv_bfloat16*>(args.kv.v);
+  const auto* k = static_cast<const Element*>(args.kv.k);
+  const auto* v = static_cast<const Element*>(args.kv.v);
   const unsigned block_size = args.kv.block_size;
   const int shift = (block_size & (block_size - 1)) == 0 ? __ffs(block_size) - 1 : -1;
   for (int i = threadIdx.x; i < S::kCols * kChunks; i += S::kThreads) {
@@ -67,7 +67,7 @@ template <class S>
 __device__ __forceinline__ void load_queries(const PrefillAttention& args, int64_t first_token,
                                              int count, int head, uint32_t to) {
   constexpr int kChunks = S::kDim / 8;
-  const auto* q = static_cast<const __nv_bfloat16*>(args.q);
+  const auto* q = static_cast<const Element*>(args.q);
   for (int i = threadIdx.x; i < S::kRows * kChunks; i += S::kThreads) {
     const int row = i / kChunks;
     const int chunk = i % kChunks;
@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     }
   }
 
-  auto* to = static_cast<__nv_bfloat16*>(args.out);
+  auto* to = static_cast<Element*>(args.out);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int at = warp_row + lane / 4 + half * 8;

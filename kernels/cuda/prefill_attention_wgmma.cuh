@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/element.cuh"
+
 namespace trireme::cuda::hopper {
 
 // A box of a two-dimensional tensor map into shared memory; its bytes count on `barrier`.
@@ -83,7 +85,8 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[32], uint32_t a, uint32_
       "mov.b64 b, {%33, " TRIREME_DESCRIPTOR_HIGH
       "};\n"
       "setp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." TRIREME_ELEMENT_PTX "." TRIREME_ELEMENT_PTX
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
       "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
       "%27, %28, %29, %30, %31}, a, b, p, 1, 1, 0, 0;\n"
       "}\n"
@@ -101,7 +104,8 @@ __device__ __forceinline__ void wgmma_shared(float (&d)[64], uint32_t a, uint32_
       "mov.b64 b, {%65, " TRIREME_DESCRIPTOR_HIGH
       "};\n"
       "setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TRIREME_ELEMENT_PTX "." TRIREME_ELEMENT_PTX
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
       "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
       "%27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "
       "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, "
@@ -123,7 +127,8 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[32], const uint32_t (
       "mov.b64 b, {%36, " TRIREME_DESCRIPTOR_HIGH
       "};\n"
       "setp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." TRIREME_ELEMENT_PTX "." TRIREME_ELEMENT_PTX
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
       "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
       "%27, %28, %29, %30, %31}, {%32, %33, %34, %35}, b, p, 1, 1, %38;\n"
       "}\n"
@@ -141,7 +146,8 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[64], const uint32_t (
       "mov.b64 b, {%68, " TRIREME_DESCRIPTOR_HIGH
       "};\n"
       "setp.ne.b32 p, %69, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." TRIREME_ELEMENT_PTX "." TRIREME_ELEMENT_PTX
+      " {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
       "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
       "%27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "
       "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, "

@@ -9,8 +9,6 @@
 namespace trireme::cuda {
 namespace {
 
-using bf16 = __nv_bfloat16;
-
 constexpr int kThreads = 256;
 constexpr int kMaxDim = 256;
 
@@ -18,21 +16,21 @@ struct Units {
   float low[8], high[8];
 };
 
-__device__ inline void unpack(uint4 from, float (&to)[8]) {
+__device__ inline void unpack_unit(uint4 from, float (&to)[8]) {
   const uint32_t words[4] = {from.x, from.y, from.z, from.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    to[2 * i] = __uint_as_float(words[i] << 16);
-    to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    const float2 pair = unpack(words[i]);
+    to[2 * i] = pair.x;
+    to[2 * i + 1] = pair.y;
   }
 }
 
-__device__ inline uint4 pack(const float (&from)[8]) {
+__device__ inline uint4 pack_unit(const float (&from)[8]) {
   uint32_t words[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
-    words[i] = *reinterpret_cast<const uint32_t*>(&pair);
+    words[i] = pack(from[2 * i], from[2 * i + 1]);
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
@@ -55,25 +53,25 @@ struct Token {
   const float2* rotation;
 
   // Head `index` of q, then k, then v: where it is read and written.
-  __device__ const bf16* source(int index) const {
+  __device__ const Element* source(int index) const {
     const int dim = p.kv.head_dim;
     if (index < p.q_heads) {
-      return static_cast<const bf16*>(p.q) + token * p.q_stride + int64_t{index} * dim;
+      return static_cast<const Element*>(p.q) + token * p.q_stride + int64_t{index} * dim;
     }
     index -= p.q_heads;
     const bool is_k = index < p.kv.kv_heads;
-    return static_cast<const bf16*>(is_k ? p.k : p.v) + token * p.kv_stride +
+    return static_cast<const Element*>(is_k ? p.k : p.v) + token * p.kv_stride +
            int64_t{is_k ? index : index - p.kv.kv_heads} * dim;
   }
 
-  __device__ bf16* target(int index) const {
+  __device__ Element* target(int index) const {
     const int dim = p.kv.head_dim;
     if (index < p.q_heads) {
-      return static_cast<bf16*>(p.q) + token * p.q_stride + int64_t{index} * dim;
+      return static_cast<Element*>(p.q) + token * p.q_stride + int64_t{index} * dim;
     }
     index -= p.q_heads;
     const bool is_k = index < p.kv.kv_heads;
-    return static_cast<bf16*>(is_k ? p.kv.k : p.kv.v) + slot +
+    return static_cast<Element*>(is_k ? p.kv.k : p.kv.v) + slot +
            int64_t{is_k ? index : index - p.kv.kv_heads} * p.kv.block_size * dim;
   }
 
@@ -93,13 +91,13 @@ __device__ inline void prepare_vectors(const Token& t, int index, int heads, int
   const int high = rotated ? low + half : low + 8;
   uint4 raw_low = make_uint4(0, 0, 0, 0), raw_high = raw_low;
   if (active) {
-    const bf16* from = t.source(index);
+    const Element* from = t.source(index);
     raw_low = *reinterpret_cast<const uint4*>(from + low);
     raw_high = *reinterpret_cast<const uint4*>(from + high);
   }
   Units x;
-  unpack(raw_low, x.low);
-  unpack(raw_high, x.high);
+  unpack_unit(raw_low, x.low);
+  unpack_unit(raw_high, x.high);
   float squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < 8; ++i) squares += x.low[i] * x.low[i] + x.high[i] * x.high[i];
@@ -122,10 +120,10 @@ __device__ inline void prepare_vectors(const Token& t, int index, int heads, int
         x.high[i] = b * r.x + a * r.y;
       }
     }
-    raw_low = pack(x.low);
-    raw_high = pack(x.high);
+    raw_low = pack_unit(x.low);
+    raw_high = pack_unit(x.high);
   }
-  bf16* to = t.target(index);
+  Element* to = t.target(index);
   *reinterpret_cast<uint4*>(to + low) = raw_low;
   *reinterpret_cast<uint4*>(to + high) = raw_high;
 }
@@ -135,10 +133,10 @@ __device__ inline void prepare_scalars(const Token& t, int index, int lane) {
   const int dim = p.kv.head_dim, rotary = p.prepare.rotary_dim;
   HeadPairs<kMaxDim / 64> pairs;
   pairs.load(t.source(index), dim, rotary, lane);
-  bf16* to = t.target(index);
+  Element* to = t.target(index);
   const bool is_v = t.is_v(index);
   pairs.prepare(is_v ? nullptr : t.norm(index), p.prepare.norm_eps, is_v ? nullptr : t.rotation,
-                dim, rotary, lane, [&](int d, float x) { to[d] = __float2bfloat16(x); });
+                dim, rotary, lane, [&](int d, float x) { to[d] = narrow(x); });
 }
 
 // Few registers: many blocks hide each other's chains of lookups.

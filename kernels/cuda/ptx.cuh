@@ -3,9 +3,9 @@
 // prefill_attention_wgmma.cuh. Shared memory is addressed by 32-bit addresses of its window.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include <cstdint>
+
+#include "kernels/cuda/element.cuh"
 
 namespace trireme::cuda {
 
@@ -83,8 +83,9 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                : "memory");
 }
 
-#define TRIREME_MULTIPLY_ADD                                                                 \
-  "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, " \
+#define TRIREME_MULTIPLY_ADD                                                           \
+  "mma.sync.aligned.m16n8k16.row.col.f32." TRIREME_ELEMENT_PTX "." TRIREME_ELEMENT_PTX \
+  ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "                                          \
   "{%8, %9}, {%0, %1, %2, %3};"
 
 // c[16][8] += a[16][16] b[16][8], sums in float32. Lane 4g + t holds c[g][2t, 2t + 1] and
@@ -153,12 +154,6 @@ __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-// Two floats as the 16-bit pair that a product takes; `low` in the low half.
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
 }
 
 // Adds 1, or goes from `most` to 0, and gives the value before. What this thread's warp wrote

@@ -90,9 +90,11 @@ void launch_tile(const SkinnyArgs& args, Launch how) {
   how.blocks = static_cast<int>((args.out_rows + rows - 1) / rows);
   how.shared_bytes = skinny_shared_bytes<kGroups, kDepth>();
   const bool many = args.gemm.tokens > 8;
-  if (args.gemm.norm != nullptr) {
-    if (many) return launch<skinny_kernel<kGroups, kDepth, true, true>>(args, how);
-    return launch<skinny_kernel<kGroups, kDepth, false, true>>(args, how);
+  if constexpr (kSkinnyNorms) {
+    if (args.gemm.norm != nullptr) {
+      if (many) return launch<skinny_kernel<kGroups, kDepth, true, true>>(args, how);
+      return launch<skinny_kernel<kGroups, kDepth, false, true>>(args, how);
+    }
   }
   if (many) return launch<skinny_kernel<kGroups, kDepth, true, false>>(args, how);
   return launch<skinny_kernel<kGroups, kDepth, false, false>>(args, how);
@@ -116,13 +118,15 @@ bool launch_walk(SkinnyArgs args, const SkinnyShape& shape, Launch how) {
   // fill the memory's pause between the two. Let in earlier, it has sent them before that.
   how.shared_bytes = std::max(rest + args.depth * Stage<kWide>::kBytes,
                               (facts.shared_bytes + kReservedShared) / (shape.per_sm + 1));
-  if (norm) {
-    many ? launch<skinny_walk_kernel<kWide, true, true>>(args, how)
-         : launch<skinny_walk_kernel<kWide, false, true>>(args, how);
-  } else {
-    many ? launch<skinny_walk_kernel<kWide, true, false>>(args, how)
-         : launch<skinny_walk_kernel<kWide, false, false>>(args, how);
+  if constexpr (kSkinnyNorms) {
+    if (norm) {
+      many ? launch<skinny_walk_kernel<kWide, true, true>>(args, how)
+           : launch<skinny_walk_kernel<kWide, false, true>>(args, how);
+      return true;
+    }
   }
+  many ? launch<skinny_walk_kernel<kWide, true, false>>(args, how)
+       : launch<skinny_walk_kernel<kWide, false, false>>(args, how);
   return true;
 }
 
@@ -134,6 +138,7 @@ void check(const Gemm& gemm) {
       !aligned(gemm.weight) || !aligned(gemm.norm)) {
     fail_internal("skinny product: x, weight and norm are 16-byte aligned, cols multiples of 8");
   }
+  if (gemm.norm != nullptr && !kSkinnyNorms) fail_internal("skinny product: no norm with f16");
   if (is_gated(gemm.kind) && (gemm.rows % 2 != 0 || gemm.bias != nullptr)) {
     fail_internal("skinny product: a gated one has as many up rows as gate rows, and no bias");
   }

@@ -11,8 +11,8 @@
 // The sum over columns of one (token, row) runs in an order that depends on kWarps and cols only:
 // neither on the other tokens, nor on their number, nor on kGroups and kDepth.
 //
-// With the norm, x is float32 and bf16(x * norm) is multiplied; the sum of squares is gathered on
-// the way, and 1 / rms is applied to the sums.
+// With the norm, x is float32 and element(x * norm) is multiplied; the sum of squares is gathered
+// on the way, and 1 / rms is applied to the sums.
 #pragma once
 
 #include <type_traits>
@@ -39,7 +39,7 @@ constexpr int skinny_shared_bytes() {
   return kWarps * kGroups * kDepth * kSlotBytes + kWarps * 16 * int{sizeof(float)};
 }
 
-// bf16(x * n) of 8 columns; adds their squares up.
+// element(x * n) of 8 columns; adds their squares up.
 __device__ inline uint4 normed_fragment(float4 x0, float4 x1, float4 n0, float4 n1,
                                         float& squares) {
   // With the roundings spelt out, so that all kernels come to the same bits.
@@ -79,8 +79,8 @@ struct PlainActivations {
         const int64_t at = column + 32 * half;
         value[half][tile] = make_uint4(0, 0, 0, 0);
         if (row < gemm.tokens && at < gemm.cols) {
-          value[half][tile] = *reinterpret_cast<const uint4*>(
-              static_cast<const __nv_bfloat16*>(gemm.x) + row * gemm.x_stride + at);
+          value[half][tile] = *reinterpret_cast<const uint4*>(static_cast<const Element*>(gemm.x) +
+                                                              row * gemm.x_stride + at);
         }
       }
     }
@@ -146,7 +146,7 @@ __device__ inline void write_result(const Gemm& gemm, int token, int64_t row, fl
   } else if (gemm.kind == GemmOut::kF32) {
     static_cast<float*>(gemm.y)[at] = value;
   } else {
-    static_cast<__nv_bfloat16*>(gemm.y)[at] = __float2bfloat16_rn(value);
+    static_cast<Element*>(gemm.y)[at] = narrow(value);
   }
 }
 
@@ -201,14 +201,14 @@ __global__ void __launch_bounds__(kWarps * 32)
   // Rows past the end repeat the last one; their results are not written.
   const bool gated = gemm.kind == GemmOut::kSwiGlu || gemm.kind == GemmOut::kGeGlu;
   const int out_groups = gated ? kGroups / 2 : kGroups;
-  const __nv_bfloat16* weights[kGroups];
+  const Element* weights[kGroups];
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
     const bool up = group >= out_groups;
     int64_t row =
         int64_t{blockIdx.x} * (8 * out_groups) + 8 * (up ? group - out_groups : group) + g;
     row = min(row, args.out_rows - 1) + (up ? args.out_rows : 0);
-    weights[group] = static_cast<const __nv_bfloat16*>(gemm.weight) + row * gemm.cols;
+    weights[group] = static_cast<const Element*>(gemm.weight) + row * gemm.cols;
   }
   const int cols = static_cast<int>(gemm.cols);
   const int chunks = (cols + kChunk - 1) / kChunk;

@@ -26,7 +26,7 @@ SkinnyShape choose_skinny_shape(const Gemm& gemm);
 bool launch_skinny_gemm_as(const SkinnyShape& shape, const Gemm& gemm, bool overlap,
                            cudaStream_t stream);
 
-// y[tokens, rows] += bias, y bf16: for products of the library that cannot do it themselves.
+// y[tokens, rows] += bias, y of elements: for products of the library that cannot do it themselves.
 void launch_add_bias(const Gemm& gemm, cudaStream_t stream);
 
 }  // namespace trireme::cuda

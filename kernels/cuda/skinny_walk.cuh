@@ -58,10 +58,10 @@ struct Walk {
     return int64_t{8} * (blockIdx.x + int64_t{gridDim.x} * (gated ? i / 2 : i));
   }
   // Row g of group i; past the end, the last one.
-  __device__ const __nv_bfloat16* weight_row(const SkinnyArgs& args, int i, int g) const {
+  __device__ const Element* weight_row(const SkinnyArgs& args, int i, int g) const {
     int64_t row = min(first_out_row(i) + g, args.out_rows - 1);
     if (gated && i % 2 == 1) row += args.out_rows;
-    return static_cast<const __nv_bfloat16*>(args.gemm.weight) + row * args.gemm.cols;
+    return static_cast<const Element*>(args.gemm.weight) + row * args.gemm.cols;
   }
 };
 
@@ -78,7 +78,7 @@ __device__ void store_plain(const Gemm& gemm, unsigned char* to, int count, int 
 #pragma unroll
     for (int tile = 0; tile < (kMany ? 2 : 1); ++tile) {
       const int token = g + 8 * tile;
-      const auto* from = static_cast<const __nv_bfloat16*>(gemm.x) + token * gemm.x_stride;
+      const auto* from = static_cast<const Element*>(gemm.x) + token * gemm.x_stride;
       if (token < gemm.tokens) {
         copy_16_async(address + i * gemm.tokens * 64 + tile * 8 * 64, from + (inside ? column : 0),
                       inside);
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kWarps * 32 + 32, kMany ? 1 : 3)
     int slot = 0;
     uint32_t parity = 1;
     for (int group = 0; group < walk.groups; ++group) {
-      const __nv_bfloat16* row = walk.weight_row(args, group, lane % 8);
+      const Element* row = walk.weight_row(args, group, lane % 8);
       for (int stage = 0; stage < stages; ++stage) {
         const int bytes = 2 * min(Stage::kColumns, cols - stage * Stage::kColumns);
         barrier_wait(empty + 8 * slot, parity);

@@ -1,6 +1,7 @@
 #include "kernels/cuda/weight_upload.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <vector>
@@ -8,21 +9,30 @@
 #include "base/dtype.h"
 #include "base/error.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/element.h"
 
 namespace trireme::cuda {
 namespace {
 
-// The slice's own columns of one row, as bf16.
+constexpr QuantFormat kOwnFormat = kElementIsF16 ? QuantFormat::kF16 : QuantFormat::kBF16;
+
+// The slice's own columns of one row, as elements.
 void convert_row(const WeightSlice& slice, int64_t row, std::vector<float>& values, uint16_t* to) {
   const std::byte* from = slice.row(row);
-  if (slice.format == QuantFormat::kBF16) {
+  if (slice.format == kOwnFormat) {
     std::memcpy(to, from + slice.col_begin * 2, static_cast<size_t>(slice.col_count) * 2);
     return;
   }
   values.resize(static_cast<size_t>(slice.cols));
   dequantize(slice.format, from, slice.cols, values.data());
   for (int64_t i = 0; i < slice.col_count; ++i) {
-    to[i] = f32_to_bf16(values[static_cast<size_t>(slice.col_begin + i)]);
+    const float value = values[static_cast<size_t>(slice.col_begin + i)];
+    to[i] = element_bits(value);
+    if (kElementIsF16 && (to[i] & 0x7fffu) == 0x7c00u && std::isfinite(value)) {
+      fail(ErrorCode::kInvalidArgument,
+           "dtype: f16 cannot hold a weight of {} (row {} of a matrix [{}, {}]); bf16 can", value,
+           row, slice.rows, slice.cols);
+    }
   }
 }
 

@@ -1,5 +1,5 @@
-// Weights on their way from a mapped file to the device: rows are converted to bf16 by several
-// threads into page-locked staging, and copied while the next rows are being converted.
+// Weights on their way from a mapped file to the device: rows are converted to the element by
+// several threads into page-locked staging, and copied while the next rows are being converted.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -20,7 +20,7 @@ class WeightUpload {
   WeightUpload(const WeightUpload&) = delete;
   WeightUpload& operator=(const WeightUpload&) = delete;
 
-  // to[rows, col_count] (bf16, device) = the slice's own columns. The copies are queued.
+  // to[rows, col_count] (elements, device) = the slice's own columns. The copies are queued.
   void run(const WeightSlice& slice, std::byte* to);
   void finish();  // all copies have ended
 

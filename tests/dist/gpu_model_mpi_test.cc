@@ -1,6 +1,6 @@
-// The fixture models on GPUs, one rank a GPU: Hugging Face's logits and greedy tokens within bf16,
-// the same for any chunks and in a batch, on every layout that the number of ranks allows. Skipped
-// (exit 77) where a rank has no GPU of its own.
+// The fixture models on GPUs, one rank a GPU: Hugging Face's logits and greedy tokens within the
+// rounding of bf16 or f16, the same for any chunks and in a batch, on every layout that the number
+// of ranks allows. Skipped (exit 77) where a rank has no GPU of its own.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -29,6 +29,9 @@ constexpr float kMarginTolerance = 0.6f;
 // Chunks and batches change only the order of sums and what is rounded to bf16 on the way.
 constexpr double kOrderTolerance = 4e-2;
 
+// The bounds above are bf16's. f16 has three bits more.
+double finer(DType element) { return element == DType::kF16 ? 8 : 1; }
+
 MpiEnvironment* environment = nullptr;
 Communicator* world = nullptr;
 
@@ -50,10 +53,10 @@ std::vector<NamedLayout> layouts(int ranks) {
   return all;
 }
 
-RunOptions gpu_options(const LayoutSpec& layout) {
+RunOptions gpu_options(const LayoutSpec& layout, DType element) {
   RunOptions options;
   options.layout = layout;
-  options.kv_dtype = DType::kBF16;
+  options.kv_dtype = element;
   options.max_tokens = 4096;
   options.gpu = environment->local_rank();
   return options;
@@ -65,13 +68,13 @@ struct Worst {
   int compared = 0;
 };
 
-class GpuModel : public testing::Test {
+class GpuModel : public testing::TestWithParam<DType> {
  protected:
   // Calls body(model, entry, expected) for every fixture on every layout.
   template <typename Body>
   void for_each(int sequences, const Body& body) {
     for (const NamedLayout& layout : layouts(world->size())) {
-      RunOptions options = gpu_options(layout.spec);
+      RunOptions options = gpu_options(layout.spec, GetParam());
       options.sequences = sequences;
       RankLinks links(*world, layout.spec, options.gpu);
       for (const FixtureEntry& entry : fixture_models(TRIREME_FIXTURES)) {
@@ -85,7 +88,7 @@ class GpuModel : public testing::Test {
   }
 };
 
-TEST_F(GpuModel, LogitsAndGreedyTokens) {
+TEST_P(GpuModel, LogitsAndGreedyTokens) {
   Worst worst;
   for_each(16, [&](ModelRank& model, const FixtureEntry&, const Expected& expected) {
     std::vector<std::vector<int32_t>> tokens;
@@ -103,12 +106,12 @@ TEST_F(GpuModel, LogitsAndGreedyTokens) {
     size_t row = 0;
     for (const ExpectedPrompt& prompt : expected.prompts) {
       const double error = relative_l2(logits.row(row), prompt.last_logits);
-      EXPECT_LT(error, kLogitTolerance);
+      EXPECT_LT(error, kLogitTolerance / finer(GetParam()));
       worst.logits = std::max(worst.logits, error);
       for (size_t i = 0; i < prompt.greedy.size(); ++i, ++row) {
         ++worst.compared;
         if (argmax(logits.row(row)) == prompt.greedy[i]) continue;
-        EXPECT_LT(prompt.margins[i], kMarginTolerance) << "greedy token " << i;
+        EXPECT_LT(prompt.margins[i], kMarginTolerance / finer(GetParam())) << "greedy token " << i;
         worst.lost_margin = std::max(worst.lost_margin, prompt.margins[i]);
       }
     }
@@ -120,7 +123,7 @@ TEST_F(GpuModel, LogitsAndGreedyTokens) {
 }
 
 // Token by token (recorded graphs), in chunks of odd sizes, and whole.
-TEST_F(GpuModel, ChunksChangeLittle) {
+TEST_P(GpuModel, ChunksChangeLittle) {
   double worst = 0;
   for_each(1, [&](ModelRank& model, const FixtureEntry&, const Expected& expected) {
     const std::span<const int32_t> tokens = expected.prompts[5].ids;
@@ -138,7 +141,7 @@ TEST_F(GpuModel, ChunksChangeLittle) {
     const auto whole = run(tokens.size());
     for (const size_t size : {1, 3, 16, 17}) {
       const double error = relative_l2(std::span<const float>(run(size)), std::span(whole));
-      EXPECT_LT(error, kOrderTolerance) << "chunks of " << size;
+      EXPECT_LT(error, kOrderTolerance / finer(GetParam())) << "chunks of " << size;
       worst = std::max(worst, error);
     }
   });
@@ -146,7 +149,7 @@ TEST_F(GpuModel, ChunksChangeLittle) {
 }
 
 // A prompt and decode steps in company of others, against the same alone.
-TEST_F(GpuModel, BatchesChangeLittle) {
+TEST_P(GpuModel, BatchesChangeLittle) {
   double worst = 0;
   for_each(33, [&](ModelRank& model, const FixtureEntry&, const Expected& expected) {
     const auto& prompts = expected.prompts;
@@ -173,13 +176,16 @@ TEST_F(GpuModel, BatchesChangeLittle) {
       const auto alone = run({s});
       for (size_t i = 0; i < alone.size(); ++i) {
         const double error = relative_l2(together[i].row(static_cast<size_t>(s)), alone[i].row(0));
-        EXPECT_LT(error, kOrderTolerance) << "sequence " << s << ", step " << i;
+        EXPECT_LT(error, kOrderTolerance / finer(GetParam())) << "sequence " << s << ", step " << i;
         worst = std::max(worst, error);
       }
     }
   });
   if (world->rank() == 0) std::printf("  batches: worst relative L2 %.2e\n", worst);
 }
+
+INSTANTIATE_TEST_SUITE_P(Elements, GpuModel, testing::Values(DType::kBF16, DType::kF16),
+                         [](const auto& info) { return std::string(to_string(info.param)); });
 
 int run(int argc, char** argv) {
   MpiEnvironment mpi(&argc, &argv);

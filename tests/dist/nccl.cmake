@@ -19,7 +19,8 @@ if(TARGET trireme_nccl)
 
   # The sums' kernels themselves, below backend and NCCL: ranks may outnumber the GPUs.
   add_executable(peer_sum_mpi_test peer_sum_mpi_test.cu peer_world.cc
-                 ${PROJECT_SOURCE_DIR}/parallel/nccl_peers.cc $<TARGET_OBJECTS:trireme_cuda>)
+                 ${PROJECT_SOURCE_DIR}/parallel/nccl_peers.cc $<TARGET_OBJECTS:trireme_cuda_bf16>
+                 $<TARGET_OBJECTS:trireme_cuda_common>)
   target_include_directories(peer_sum_mpi_test SYSTEM PRIVATE ${NCCL_INCLUDE_DIR})
   target_link_libraries(peer_sum_mpi_test PRIVATE trireme_options trireme_kernels
                         trireme_parallel_mpi CUDA::cudart_static CUDA::cublasLt)

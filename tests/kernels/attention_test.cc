@@ -91,14 +91,14 @@ class AttentionTest : public BackendTest {
     s.head_dim = on_gpu() ? random_.pick({8, 24, 64, 72, 80, 96, 128, 256})
                           : random_.pick({8, 20, 64, 72, 80, 128, 256});
     s.block_size = on_gpu() ? random_.pick({8, 16, 24, 64, 128}) : random_.pick({7, 16, 64});
-    s.dtype = on_gpu() ? DType::kBF16 : random_.pick({DType::kF32, DType::kF16, DType::kBF16});
+    s.dtype = on_gpu() ? kv_type() : random_.pick({DType::kF32, DType::kF16, DType::kBF16});
     s.window = random_.pick({0, 0, 1, 33, 100, 600});
     s.softcap = random_.pick({0.0f, 0.0f, 5.0f});
     if (s.group > 8) s.head_dim = 8;
     return s;
   }
-  // On the GPU the weights of the values are rounded to bf16 too.
-  double tolerance() const { return on_gpu() ? 6e-3 : is_reference() ? 1e-6 : 5e-6; }
+  // On the GPU the weights of the values are rounded to the element too.
+  double tolerance() const { return on_gpu() ? of_element(6e-3) : is_reference() ? 1e-6 : 5e-6; }
 };
 class AttentionCpuTest : public AttentionTest {};
 
@@ -198,12 +198,15 @@ TEST_P(AttentionTest, ExtremeScores) {
   Backend& b = backend(1);
   Shape shape;
   shape.head_dim = 64;
-  if (on_gpu()) shape.dtype = DType::kBF16;
+  if (on_gpu()) shape.dtype = kv_type();
   const TestSequence sequence(b, random_, shape, 200);
   GuardedMatrix q(b, 1, 64, activation()), out = sequence.outputs(b, 1);
   // On the GPU logits are scaled and have the largest taken off in one multiply-add, whose rounding
-  // overflows a power of two from about 1e9 on.
-  for (const float scale : {0.0f, 1e4f, on_gpu() ? 1e7f : 1e30f}) {
+  // overflows a power of two from about 1e9 on. f16 ends at 65504.
+  for (const float scale : {0.0f, is_f16() ? 1e2f : 1e4f,
+                            is_f16()   ? 1e4f
+                            : on_gpu() ? 1e7f
+                                       : 1e30f}) {
     SCOPED_TRACE(scale);
     auto values = sequence.q_rows(199, 1);
     for (float& v : values) v *= scale;

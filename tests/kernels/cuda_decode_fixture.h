@@ -1,7 +1,6 @@
 // A decode batch on the device with everything random or poisoned, and its reference in double.
 #pragma once
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/element.h"
 
 namespace trireme::testing {
 
@@ -41,18 +41,8 @@ inline void check_cuda(cudaError_t status, const char* what, int line) {
 constexpr uint16_t kPoison = 0x7fc1;  // a NaN that no kernel makes
 constexpr int32_t kNoBlock = 0x3fffffff;
 
-inline uint16_t to_bf16(double x) {
-  const auto f = static_cast<float>(x);
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-inline double from_bf16(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
+inline uint16_t to_element(double x) { return cuda::element_bits(static_cast<float>(x)); }
+inline double from_element(uint16_t x) { return cuda::element_value(x); }
 
 // A device array and its host copy.
 template <typename T>
@@ -160,14 +150,14 @@ class Batch {
       for (int p = low; p < positions[r]; ++p) {
         for (int h = 0; h < s.kv_heads; ++h) {
           for (int d = 0; d < s.head_dim; ++d) {
-            k_cache.host[slot(r, p, h) + d] = to_bf16(normal());
-            v_cache.host[slot(r, p, h) + d] = to_bf16(normal());
+            k_cache.host[slot(r, p, h) + d] = to_element(normal());
+            v_cache.host[slot(r, p, h) + d] = to_element(normal());
           }
         }
       }
       for (int t = at; t < at + counts[r]; ++t) {
         for (int d = 0; d < (s.q_heads() + 2 * s.kv_heads) * s.head_dim; ++d) {
-          qkv.host[static_cast<size_t>(t) * stride + d] = to_bf16(normal());
+          qkv.host[static_cast<size_t>(t) * stride + d] = to_element(normal());
         }
       }
       at += counts[r];
@@ -205,7 +195,7 @@ class Batch {
     std::vector<double> x(s.head_dim);
     double squares = 0;
     for (int d = 0; d < s.head_dim; ++d) {
-      x[d] = from_bf16(from[d]);
+      x[d] = from_element(from[d]);
       squares += x[d] * x[d];
     }
     if (norm != nullptr) {
@@ -269,9 +259,11 @@ class Batch {
   std::normal_distribution<float> normal_;
 };
 
-// Whether x is y rounded to bf16, or a neighbour of that.
-inline bool near_bf16(uint16_t x, double y) {
-  return std::abs(from_bf16(x) - y) <= std::abs(y) * 0.008 + 1e-6;
+// Whether x is y rounded to the element, or a neighbour of that: a step is at most 2^-7 of the
+// value with bf16, and 2^-10 with f16.
+inline bool near_element(uint16_t x, double y) {
+  return std::abs(from_element(x) - y) <=
+         std::abs(y) * (cuda::kElementIsF16 ? 0.001 : 0.008) + 1e-6;
 }
 
 }  // namespace trireme::testing

@@ -1,7 +1,6 @@
-// Prefill attention against a float64 reference over the same bf16 inputs. Inputs are fresh random
+// Prefill attention against a float64 reference over the same inputs. Inputs are fresh random
 // numbers; every cache slot that no query may see, every block that no row owns and the output
 // are NaN before the launch; table entries behind the window point nowhere.
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -16,14 +15,17 @@
 #include <vector>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/prefill_attention.cuh"
 
 namespace trireme::cuda {
 namespace {
 
-// P is rounded to bf16 (half a step is 2^-9 of the value) before it meets V, and so is the output.
-constexpr double kCaseTolerance = 5e-3;     // relative L2 error over a case
-constexpr double kQueryTolerance = 1.5e-2;  // of one query's head
+// P is rounded to the element before it meets V, and so is the output: half a step of bf16 is up to
+// 2^-8 of the value, of f16 an eighth of that.
+constexpr double kFiner = kElementIsF16 ? 8 : 1;
+constexpr double kCaseTolerance = 5e-3 / kFiner;     // relative L2 error over a case
+constexpr double kQueryTolerance = 1.5e-2 / kFiner;  // of one query's head
 constexpr uint16_t kNan = 0x7fff;
 
 using Launcher = void (*)(const PrefillAttention&, cudaStream_t);
@@ -98,7 +100,7 @@ __global__ void reference_kernel(PrefillAttention args, int row_index, double* o
   const int at = row.position + blockIdx.y;
   const int begin = args.window > 0 ? max(0, at - args.window + 1) : 0;
   const int64_t token = row.token_begin + blockIdx.y;
-  const auto* q = static_cast<const __nv_bfloat16*>(args.q) + token * args.q_stride + head * dims;
+  const auto* q = static_cast<const Element*>(args.q) + token * args.q_stride + head * dims;
   const int32_t* table = args.tables.blocks + args.tables.table_begin[row_index];
   const int kv_head = head / (args.q_heads / args.kv.kv_heads);
   const auto slot = [&](int p) {
@@ -109,10 +111,10 @@ __global__ void reference_kernel(PrefillAttention args, int row_index, double* o
   };
   double largest = -INFINITY;
   for (int p = begin + threadIdx.x; p <= at; p += blockDim.x) {
-    const auto* k = static_cast<const __nv_bfloat16*>(args.kv.k) + slot(p);
+    const auto* k = static_cast<const Element*>(args.kv.k) + slot(p);
     double dot = 0.0;
     for (int d = 0; d < dims; ++d) {
-      dot += static_cast<double>(__bfloat162float(q[d])) * __bfloat162float(k[d]);
+      dot += static_cast<double>(widen(q[d])) * widen(k[d]);
     }
     dot *= args.scale;
     if (args.softcap > 0.0f) dot = args.softcap * tanh(dot / args.softcap);
@@ -128,8 +130,7 @@ __global__ void reference_kernel(PrefillAttention args, int row_index, double* o
   for (int d = threadIdx.x; d < dims; d += blockDim.x) {
     double sum = 0.0;
     for (int p = begin; p <= at; ++p) {
-      sum += weights[p - begin] *
-             __bfloat162float((static_cast<const __nv_bfloat16*>(args.kv.v) + slot(p))[d]);
+      sum += weights[p - begin] * widen((static_cast<const Element*>(args.kv.v) + slot(p))[d]);
     }
     out[(token * args.q_heads + head) * dims + d] = sum / total;
   }
@@ -200,7 +201,7 @@ class Problem {
         double query_error = 0.0, query_norm = 0.0;
         for (int d = 0; d < c_.head_dim; ++d) {
           const size_t i = (token * c_.q_heads + head) * c_.head_dim + d;
-          const double value = to_double(got[i]);
+          const double value = element_value(got[i]);
           if (!owned[token]) {
             wrong += got[i] != kNan;
             continue;
@@ -224,17 +225,6 @@ class Problem {
  private:
   static constexpr int kGuardTokens = 130;
 
-  static double to_double(uint16_t bits) {
-    const uint32_t wide = uint32_t{bits} << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof(value));
-    return value;
-  }
-  static uint16_t to_bf16(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-  }
   size_t out_size() const { return (tokens_ + kGuardTokens) * c_.q_heads * c_.head_dim; }
 
   void lay_out_rows(std::mt19937& random) {
@@ -274,7 +264,7 @@ class Problem {
     for (const DeviceRow& row : rows_) {
       for (int i = 0; i < row.count; ++i) {
         for (int d = 0; d < c_.q_heads * c_.head_dim; ++d) {
-          q[(row.token_begin + i) * q_stride_ + d] = to_bf16(normal(random));
+          q[(row.token_begin + i) * q_stride_ + d] = element_bits(normal(random));
         }
       }
     }
@@ -289,8 +279,8 @@ class Problem {
           const int64_t at =
               ((int64_t{block} * c_.kv_heads + head) * c_.block_size + p % c_.block_size) * slot;
           for (int d = 0; d < c_.head_dim; ++d) {
-            k[at + d] = to_bf16(normal(random));
-            v[at + d] = to_bf16(normal(random));
+            k[at + d] = element_bits(normal(random));
+            v[at + d] = element_bits(normal(random));
           }
         }
       }

@@ -7,7 +7,7 @@ namespace {
 
 class ElementwiseTest : public BackendTest {
  protected:
-  double tolerance() const { return tolerance_or_bf16(is_reference() ? 2e-7 : 1e-6); }
+  double tolerance() const { return tolerance_or_rounded(is_reference() ? 2e-7 : 1e-6); }
   // What norms read and write: the residual stream, and rows of activations.
   GuardedMatrix residual(Backend& b, int64_t rows, int64_t cols) {
     return {b, rows, cols, DType::kF32, Margins::kAboveAndBelow};
@@ -33,9 +33,10 @@ TEST_P(ElementwiseTest, RmsNorm) {
     in.fill(x);
     b.rms_norm(in.view(), weights.as<float>(), 1e-5f, out.view());
     const auto y = out.take();
-    // The float32 result is within a millionth: what is left is the rounding to bf16, by half a
-    // step at most, and so to one of two neighbours.
-    expect_close(relative_l2(y, expected_norm(x, weight, 1e-5)), on_gpu() ? 2e-3 : tolerance());
+    // The float32 result is within a millionth: what is left is the rounding to the element, by
+    // half a step at most, and so to one of two neighbours.
+    expect_close(relative_l2(y, expected_norm(x, weight, 1e-5)),
+                 on_gpu() ? of_element(2e-3) : tolerance());
     EXPECT_TRUE(same_bits(in.take(), x));
     if (!on_gpu()) {
       b.rms_norm(in.view(), weights.as<float>(), 1e-5f, in.view());  // in place
@@ -67,7 +68,7 @@ TEST_P(ElementwiseTest, AddRmsNorm) {
     EXPECT_TRUE(same_bits(stream.take(), sum));
     EXPECT_TRUE(same_bits(added.take(), delta));
     expect_close(relative_l2(out.take(), expected_norm(sum, weight, 1e-6)),
-                 on_gpu() ? 2e-3 : tolerance());
+                 on_gpu() ? of_element(2e-3) : tolerance());
     stream.fill(x);
     b.add_rms_norm(stream.view(), added.view(), nullptr, 0.0f, {});
     EXPECT_TRUE(same_bits(stream.take(), sum));
@@ -92,7 +93,7 @@ TEST_P(ElementwiseTest, GatedActivation) {
       u.fill(up);
       b.gated_activation(g.view(), u.view(), kind, out.view());
       const auto y = out.take();
-      expect_close(relative_l2(y, want), on_gpu() ? 2e-3 : tolerance());
+      expect_close(relative_l2(y, want), on_gpu() ? of_element(2e-3) : tolerance());
       b.gated_activation(g.view(), u.view(), kind, g.view());
       EXPECT_TRUE(same_bits(g.take(), y));
     }

@@ -77,7 +77,7 @@ class FusedLinearTest : public BackendTest {
 
   double sum_tolerance(DType out) const {
     if (!on_gpu()) return 3e-6;
-    return out == DType::kBF16 ? 5e-3 : 2e-5;
+    return out == DType::kF32 ? 2e-5 : of_element(5e-3);
   }
 };
 
@@ -161,10 +161,10 @@ TEST_P(FusedLinearTest, NormLinear) {
     GuardedMatrix out(b, m, parts.cols, dtype);
     in.fill(x);
     b.norm_linear(in.view(), norms.as<float>(), kEps, normed.view(), parts.into(out.view()));
-    // The normalized input is rounded to bf16 on the way, before or after it is divided by the
-    // root.
+    // The normalized input is rounded to the element on the way, before or after it is divided by
+    // the root.
     const auto multiplied = to_float(expected_norm(x, norm, kEps));
-    check(parts, out.take(), {}, multiplied, m, tolerance_or_bf16(3e-6));
+    check(parts, out.take(), {}, multiplied, m, tolerance_or_rounded(3e-6));
     EXPECT_TRUE(same_bits(in.take(), x));
     normed.look();
   }
@@ -201,10 +201,10 @@ TEST_P(FusedLinearTest, GatedLinear) {
     for (size_t i = 0; i < gate.size(); ++i) {
       want.push_back(expected_activation(gate[i], activation_kind) * up[i]);
     }
-    // Input, gate, up and their product may each be rounded to bf16. An up part of few columns
-    // whose sums cancel is no measure, so there are many.
+    // Input, gate, up and their product may each be rounded to the element. An up part of few
+    // columns whose sums cancel is no measure, so there are many.
     expect_close(relative_l2(parts.columns(out.look(), 0, m), want),
-                 on_gpu() ? 8e-3 : (n * m < 64 ? 1e-4 : 2e-5));
+                 on_gpu() ? of_element(8e-3) : (n * m < 64 ? 1e-4 : 2e-5));
     EXPECT_TRUE(same_bits(in.take(), x));
     normed.look();
   }

@@ -17,16 +17,25 @@ if(TRIREME_HAVE_CUDA)
   set_tests_properties(gpu_peer_sums_test PROPERTIES TIMEOUT 120 LABELS gpu SKIP_RETURN_CODE 77
     RESOURCE_LOCK gpu ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
 
-  # Single kernels, below the backend: programs of the module's own objects.
-  foreach(area gemm decode prefill sampling)
-    add_executable(cuda_${area}_test cuda_${area}_test.cu $<TARGET_OBJECTS:trireme_cuda>)
-    target_link_libraries(cuda_${area}_test PRIVATE trireme_options trireme_kernels
+  # Single kernels, below the backend: programs of the modules' own objects, for each element that
+  # they know of.
+  foreach(test gemm decode prefill sampling gemm_f16 decode_f16 prefill_f16)
+    set(element bf16)
+    string(REPLACE "_f16" "" area ${test})
+    if(NOT area STREQUAL test)
+      set(element f16)
+    endif()
+    add_executable(cuda_${test}_test cuda_${area}_test.cu $<TARGET_OBJECTS:trireme_cuda_${element}>
+                   $<TARGET_OBJECTS:trireme_cuda_common>)
+    target_link_libraries(cuda_${test}_test PRIVATE trireme_options trireme_kernels
                           CUDA::cudart_static CUDA::cublasLt)
-    target_compile_options(cuda_${area}_test PRIVATE
+    target_compile_definitions(cuda_${test}_test PRIVATE
+                               $<$<STREQUAL:${element},f16>:TRIREME_CUDA_F16>)
+    target_compile_options(cuda_${test}_test PRIVATE
       $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra --expt-relaxed-constexpr>)
-    add_dependencies(gpu_tests cuda_${area}_test)
-    add_test(NAME cuda_${area}_test COMMAND cuda_${area}_test)
-    set_tests_properties(cuda_${area}_test PROPERTIES TIMEOUT 180 LABELS gpu SKIP_RETURN_CODE 77
+    add_dependencies(gpu_tests cuda_${test}_test)
+    add_test(NAME cuda_${test}_test COMMAND cuda_${test}_test)
+    set_tests_properties(cuda_${test}_test PROPERTIES TIMEOUT 180 LABELS gpu SKIP_RETURN_CODE 77
       SKIP_REGULAR_EXPRESSION "${no_gpu}" RESOURCE_LOCK gpu)
   endforeach()
 endif()

@@ -12,12 +12,10 @@ namespace {
 
 constexpr float kEps = 1e-5f;
 
-std::vector<std::byte> as_bf16(const std::vector<float>& values) {
+// `dtype`: of 16 bits, as the next one's.
+std::vector<std::byte> as_elements(const std::vector<float>& values, DType dtype) {
   std::vector<std::byte> bytes(values.size() * 2);
-  for (size_t i = 0; i < values.size(); ++i) {
-    const uint16_t half = f32_to_bf16(values[i]);
-    std::memcpy(&bytes[2 * i], &half, 2);
-  }
+  for (size_t i = 0; i < values.size(); ++i) put_element(bytes.data(), dtype, i, values[i]);
   return bytes;
 }
 
@@ -28,14 +26,10 @@ std::vector<float> read_f32(Backend& b, const Buffer& from, size_t count) {
   return values;
 }
 
-std::vector<float> read_bf16(Backend& b, const Buffer& from, size_t count) {
+std::vector<float> read_elements(Backend& b, const Buffer& from, size_t count, DType dtype) {
   const auto bytes = download_bytes(b, from);
   std::vector<float> values(count);
-  for (size_t i = 0; i < count; ++i) {
-    uint16_t half = 0;
-    std::memcpy(&half, &bytes[2 * i], 2);
-    values[i] = bf16_to_f32(half);
-  }
+  for (size_t i = 0; i < count; ++i) values[i] = get_element(bytes.data(), dtype, i);
   return values;
 }
 
@@ -66,16 +60,19 @@ std::string describe(const Shape& shape) {
 class Fused {
  public:
   Fused(GpuRanks& ranks, const Shape& shape, Random& random)
-      : ranks_(ranks), shape_(shape), count_(static_cast<size_t>(shape.rows * shape.cols)) {
+      : ranks_(ranks),
+        element_(ranks.backend(0).activation_dtype()),
+        shape_(shape),
+        count_(static_cast<size_t>(shape.rows * shape.cols)) {
     residual_ = random.normals(static_cast<int64_t>(count_));
     weight_ = random.normals(shape.cols);
     for (size_t r = 0; r < ranks.size(); ++r) {
-      terms_.push_back(rounded(random.normals(static_cast<int64_t>(count_)), DType::kBF16));
+      terms_.push_back(rounded(random.normals(static_cast<int64_t>(count_)), element_));
       Backend& b = ranks.backend(r);
       Memory memory;
       memory.residual = b.upload(residual_);
       memory.weight = b.upload(weight_);
-      memory.delta = upload_bytes(b, as_bf16(terms_.back()));
+      memory.delta = upload_bytes(b, as_elements(terms_.back(), element_));
       memory.out = upload_bytes(b, std::vector<std::byte>(count_ * 2 + 64, std::byte{0xff}));
       memory_.push_back(std::move(memory));
     }
@@ -90,15 +87,15 @@ class Fused {
     const auto view = [&](const Buffer& buffer, DType dtype) {
       return MatrixView{buffer.data(), dtype, shape_.rows, shape_.cols, shape_.cols};
     };
-    ranks_.sums(r).add_rms_norm(view(m.residual, DType::kF32), view(m.delta, DType::kBF16),
+    ranks_.sums(r).add_rms_norm(view(m.residual, DType::kF32), view(m.delta, element_),
                                 shape_.norm ? m.weight.as<float>() : nullptr, kEps,
-                                view(m.out, DType::kBF16), shape_.shots);
+                                view(m.out, element_), shape_.shots);
   }
 
   // After `times` runs.
   void check(int times) {
     std::vector<float> sum = sum_in_order(terms_);
-    if (shape_.shots == PeerShots::kTwo) sum = rounded(sum, DType::kBF16);
+    if (shape_.shots == PeerShots::kTwo) sum = rounded(sum, element_);
     std::vector<float> expected = residual_;
     for (int i = 0; i < times; ++i) {
       for (size_t k = 0; k < count_; ++k) expected[k] += sum[k];
@@ -124,10 +121,10 @@ class Fused {
         for (size_t i = 0; i < count_ * 2; ++i) ASSERT_EQ(bytes[i], std::byte{0xff});
         continue;
       }
-      const auto out = read_bf16(b, memory_[r].out, count_);
+      const auto out = read_elements(b, memory_[r].out, count_, element_);
       if (r == 0) first = out;
       EXPECT_EQ(out, first) << "ranks 0 and " << r << " differ";
-      EXPECT_LT(trireme::relative_l2(out, normed), 3e-3);
+      EXPECT_LT(trireme::relative_l2(out, normed), element_ == DType::kF16 ? 3e-3 / 8 : 3e-3);
     }
   }
 
@@ -136,6 +133,7 @@ class Fused {
     Buffer residual, weight, delta, out;
   };
   GpuRanks& ranks_;
+  DType element_;
   Shape shape_;
   size_t count_;
   std::vector<float> residual_, weight_;
@@ -143,16 +141,19 @@ class Fused {
   std::vector<Memory> memory_;
 };
 
-TEST(PeerSums, SumAddAndNorm) {
+// By the element of the backends.
+class PeerSumsTest : public ::testing::TestWithParam<DType> {};
+
+TEST_P(PeerSumsTest, SumAddAndNorm) {
   Random random;
   for (const int ranks : {2, 3, 4, 8}) {
-    GpuRanks world(ranks, 16384);
+    GpuRanks world(ranks, 16384, GetParam());
     for (const int64_t cols : {8, 64, 576, 4096, 5128, 8192, 16384}) {
       for (const int64_t rows : {1, 2, 64 / ranks / (cols > 4096 ? 4 : 1)}) {
         for (const PeerShots shots : {PeerShots::kOne, PeerShots::kTwo}) {
           const Shape shape{ranks, rows, cols, shots, random.chance(0.8)};
           SCOPED_TRACE(describe(shape));
-          ASSERT_TRUE(world.sums(0).takes(rows, cols, DType::kBF16));
+          ASSERT_TRUE(world.sums(0).takes(rows, cols, GetParam()));
           Fused fused(world, shape, random);
           fused.run();
           fused.check(1);
@@ -163,9 +164,9 @@ TEST(PeerSums, SumAddAndNorm) {
 }
 
 // Lanes and slots are used again and again, with other sums in between, and from a graph.
-TEST(PeerSums, AgainAndAgain) {
+TEST_P(PeerSumsTest, AgainAndAgain) {
   Random random;
-  GpuRanks world(3, 4096);
+  GpuRanks world(3, 4096, GetParam());
   for (int round = 0; round < 8; ++round) {
     const Shape shape{3, random.integer(1, 12), 8 * random.integer(1, 512),
                       random.pick({PeerShots::kOne, PeerShots::kTwo}), true};
@@ -191,11 +192,11 @@ TEST(PeerSums, AgainAndAgain) {
   fused.check(kTimes);
 }
 
-TEST(PeerSums, PlainSums) {
+TEST_P(PeerSumsTest, PlainSums) {
   Random random;
   for (const int ranks : {2, 4, 7}) {
-    GpuRanks world(ranks, 2048);
-    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    GpuRanks world(ranks, 2048, GetParam());
+    for (const DType dtype : {DType::kF32, GetParam()}) {
       for (const int64_t rows : {1, 3, 16 / ranks}) {
         for (const int64_t cols : {8, 1000, 2048}) {
           for (const PeerShots shots : {PeerShots::kOne, PeerShots::kTwo}) {
@@ -208,9 +209,10 @@ TEST(PeerSums, PlainSums) {
             std::vector<Buffer> memory;
             for (size_t r = 0; r < world.size(); ++r) {
               terms.push_back(rounded(random.normals(static_cast<int64_t>(count)), dtype));
-              memory.push_back(dtype == DType::kF32
-                                   ? world.backend(r).upload(terms.back())
-                                   : upload_bytes(world.backend(r), as_bf16(terms.back())));
+              memory.push_back(
+                  dtype == DType::kF32
+                      ? world.backend(r).upload(terms.back())
+                      : upload_bytes(world.backend(r), as_elements(terms.back(), dtype)));
             }
             for (size_t r = 0; r < world.size(); ++r) {
               world.sums(r).sum({memory[r].data(), dtype, rows, cols, cols}, shots, blocks);
@@ -220,7 +222,7 @@ TEST(PeerSums, PlainSums) {
               Backend& b = world.backend(r);
               b.synchronize();
               EXPECT_EQ(dtype == DType::kF32 ? read_f32(b, memory[r], count)
-                                             : read_bf16(b, memory[r], count),
+                                             : read_elements(b, memory[r], count, dtype),
                         expected)
                   << "rank " << r;
             }
@@ -231,14 +233,18 @@ TEST(PeerSums, PlainSums) {
   }
 }
 
-TEST(PeerSums, WhatIsNotTaken) {
-  GpuRanks world(2, 1024);
-  EXPECT_FALSE(world.sums(0).takes(1, 2056, DType::kBF16));     // wider than a lane
-  EXPECT_FALSE(world.sums(0).takes(1, 12, DType::kBF16));       // not whole vectors
-  EXPECT_FALSE(world.sums(0).takes(1000, 1024, DType::kBF16));  // more rows than lanes
-  EXPECT_FALSE(world.sums(0).takes(1, 1024, DType::kF16));
-  EXPECT_TRUE(world.sums(0).takes(256, 1024, DType::kBF16));
+TEST_P(PeerSumsTest, WhatIsNotTaken) {
+  GpuRanks world(2, 1024, GetParam());
+  EXPECT_FALSE(world.sums(0).takes(1, 2056, GetParam()));     // wider than a lane
+  EXPECT_FALSE(world.sums(0).takes(1, 12, GetParam()));       // not whole vectors
+  EXPECT_FALSE(world.sums(0).takes(1000, 1024, GetParam()));  // more rows than lanes
+  EXPECT_FALSE(
+      world.sums(0).takes(1, 1024, GetParam() == DType::kF16 ? DType::kBF16 : DType::kF16));
+  EXPECT_TRUE(world.sums(0).takes(256, 1024, GetParam()));
 }
+
+INSTANTIATE_TEST_SUITE_P(Elements, PeerSumsTest, ::testing::Values(DType::kBF16, DType::kF16),
+                         [](const auto& info) { return std::string(to_string(info.param)); });
 
 }  // namespace
 }  // namespace trireme::testing

@@ -83,16 +83,16 @@ TEST_P(MemoryTest, RefusesWhatDoesNotFitAndGoesOn) {
 TEST_P(MemoryTest, StatesWhichCachesItCanHold) {
   Backend& b = backend(1);
   for (const int head_dim : {64, 80, 96, 128, 256}) {
-    EXPECT_TRUE(b.supports_kv({DType::kBF16, head_dim})) << head_dim;
-    EXPECT_EQ(b.supports_kv({DType::kF32, head_dim}), !on_gpu());
-    EXPECT_EQ(b.supports_kv({DType::kF16, head_dim}), !on_gpu());
+    for (const DType dtype : kDTypes) {
+      EXPECT_EQ(b.supports_kv({dtype, head_dim}), !on_gpu() || dtype == activation()) << head_dim;
+    }
   }
-  EXPECT_FALSE(b.supports_kv({DType::kBF16, 0}));
+  EXPECT_FALSE(b.supports_kv({kv_type(), 0}));
   if (on_gpu()) {
-    EXPECT_FALSE(b.supports_kv({DType::kBF16, 100}));
-    EXPECT_FALSE(b.supports_kv({DType::kBF16, 264}));
-    EXPECT_FALSE(b.supports_kv({DType::kBF16, 128, 17}));
-    EXPECT_FALSE(b.supports_kv({DType::kBF16, 128, 4, 12}));
+    EXPECT_FALSE(b.supports_kv({kv_type(), 100}));
+    EXPECT_FALSE(b.supports_kv({kv_type(), 264}));
+    EXPECT_FALSE(b.supports_kv({kv_type(), 128, 17}));
+    EXPECT_FALSE(b.supports_kv({kv_type(), 128, 4, 12}));
   }
 }
 

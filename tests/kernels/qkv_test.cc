@@ -90,7 +90,7 @@ class QkvTest : public BackendTest {
         }
       }
     }
-    expect_close(relative_l2(got_q, want_q), on_gpu() ? 3e-3 : 1e-6);
+    expect_close(relative_l2(got_q, want_q), on_gpu() ? of_element(3e-3) : 1e-6);
     const double rounding = dtype == DType::kF32 ? 1e-6 : dtype == DType::kF16 ? 5e-4 : 3e-3;
     expect_close(relative_l2(got_k, want_k), rounding);
     // Values exactly as their type holds them, and nothing else was written.
@@ -111,7 +111,7 @@ TEST_P(QkvTest, NormsRotatesAndStores) {
     heads.rotary = round % 4 == 0 ? heads.dim / 2 : heads.dim;
     heads.norm = round % 2 == 0;
     heads.magnitude = round % 5 == 0 ? 1.3f : 1.0f;
-    const DType dtype = on_gpu() ? DType::kBF16 : kDTypes[round % 3];
+    const DType dtype = on_gpu() ? kv_type() : kDTypes[round % 3];
     SCOPED_TRACE(fmt::format("{} q, {} kv, dim {}, rotary {}, {}", heads.q, heads.kv, heads.dim,
                              heads.rotary, to_string(dtype)));
     check(b, heads, dtype, random_.pick({7, 16, 64}));

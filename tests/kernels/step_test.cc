@@ -60,7 +60,8 @@ struct StepPlan {
 
 class SmallDecoder {
  public:
-  SmallDecoder(Backend& b, const Sources& sources, int blocks)
+  // `kv_type`: of its cache.
+  SmallDecoder(Backend& b, const Sources& sources, int blocks, DType kv_type)
       : b_(b),
         embed_(b.make_weight(sources.embed->slice)),
         head_(b.make_weight(sources.head->slice)),
@@ -79,7 +80,7 @@ class SmallDecoder {
       const auto elements = static_cast<size_t>(blocks) * kKvHeads * kBlockSize * kDim;
       layer.k = upload_bytes(b, std::vector<std::byte>(2 * elements, kPoison));
       layer.v = upload_bytes(b, std::vector<std::byte>(2 * elements, kPoison));
-      layer.kv = {layer.k.data(), layer.v.data(), DType::kBF16, kKvHeads, kDim, kBlockSize, blocks};
+      layer.kv = {layer.k.data(), layer.v.data(), kv_type, kKvHeads, kDim, kBlockSize, blocks};
       layers_.push_back(std::move(layer));
     }
     const auto rows = [&](int64_t cols, DType dtype) {
@@ -251,8 +252,8 @@ class Sequences {
 
 class StepTest : public BackendTest {
  protected:
-  // Activations are rounded to bf16 at some twenty places on the way to the logits.
-  double tolerance() const { return on_gpu() ? 2.5e-2 : 2e-2; }
+  // Activations are rounded to the element at some twenty places on the way to the logits.
+  double tolerance() const { return on_gpu() ? of_element(2.5e-2) : 2e-2; }
 };
 
 TEST_P(StepTest, PaddedRowsAreFewSizes) {
@@ -278,7 +279,8 @@ TEST_P(StepTest, ReplaysSeeEachStepsInputs) {
   const auto reference = make_cpu_backend(pool, CpuIsa::kReference);
   const Sources sources(b, random_);
   constexpr int kBlocks = 700;
-  SmallDecoder tested(b, sources, kBlocks), exact(*reference, sources, kBlocks);
+  SmallDecoder tested(b, sources, kBlocks, kv_type());
+  SmallDecoder exact(*reference, sources, kBlocks, kv_type());
   Sequences sequences(random_, kBlocks);
   int recorded = 0;
   const auto run = [&](const StepPlan& plan, const std::string& name) {
@@ -332,7 +334,8 @@ TEST_P(StepTest, RecordedWorkOutlivesNoMove) {
   ThreadPool pool(2);
   const auto reference = make_cpu_backend(pool, CpuIsa::kReference);
   const Sources sources(b, random_);
-  SmallDecoder tested(b, sources, 100), exact(*reference, sources, 100);
+  SmallDecoder tested(b, sources, 100, kv_type());
+  SmallDecoder exact(*reference, sources, 100, kv_type());
   Sequences sequences(random_, 100);
   for (int i = 0; i < 5; ++i) sequences.add();
   const auto run = [&](const StepPlan& plan, bool recorded) {

@@ -1,8 +1,9 @@
 // What the kernel tests share: backends, seeds, random weights, matrices with poisoned surroundings
 // in the backend's memory, errors.
 //
-// One body runs on every backend. On the GPU inputs and weights are first rounded to bf16, so that
-// the float64 reference sees what the kernel sees and only the kernel's own error is measured.
+// One body runs on every backend. On the GPU inputs and weights are first rounded to its element
+// (bf16 or f16), so that the float64 reference sees what the kernel sees and only the kernel's own
+// error is measured.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -60,7 +61,7 @@ class Random {
   ::testing::ScopedTrace trace_;
 };
 
-// `values` as bf16 keeps them, or as they are.
+// `values` as the type keeps them.
 inline std::vector<float> rounded(std::vector<float> values, DType dtype) {
   if (dtype == DType::kF32) return values;
   for (float& v : values) {
@@ -215,7 +216,7 @@ struct TestWeight {
   std::vector<float> values;  // [rows][cols]
 
   TestWeight(const TestWeight&) = delete;
-  // values are as `b` keeps them: exactly, or rounded to bf16.
+  // values are as `b` keeps them: exactly, or rounded to its element.
   TestWeight(const Backend& b, Random& random, QuantFormat format, int64_t rows, int64_t cols,
              int64_t col_begin = 0, int64_t col_count = -1) {
     const int64_t stride = row_bytes(format, cols);
@@ -254,7 +255,7 @@ struct TestWeight {
 
 // Which backends a test body runs on: the CPU's instruction sets, and the GPU.
 inline const std::vector<std::string> kCpuBackends{"reference", "avx2", "avx512"};
-inline const std::vector<std::string> kGpuBackends{"cuda"};
+inline const std::vector<std::string> kGpuBackends{"cuda_bf16", "cuda_f16"};
 
 // Tests over backends; those that the machine lacks are skipped with a message.
 class BackendTest : public ::testing::TestWithParam<std::string> {
@@ -274,7 +275,8 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
     if (worst_ > 0 && on_gpu()) std::printf("  worst error: %.2f of its tolerance\n", worst_);
   }
 
-  bool on_gpu() const { return GetParam() == "cuda"; }
+  bool on_gpu() const { return GetParam().starts_with("cuda"); }
+  bool is_f16() const { return GetParam() == "cuda_f16"; }
   bool is_reference() const { return GetParam() == "reference"; }
   CpuIsa isa() const {
     return is_reference()         ? CpuIsa::kReference
@@ -284,7 +286,7 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
   // A backend with its own threads; lives as long as the test.
   Backend& backend(int threads) {
     pools_.push_back(std::make_unique<ThreadPool>(threads));
-    backends_.push_back(on_gpu() ? make_cuda_backend(*pools_.back(), 0)
+    backends_.push_back(on_gpu() ? make_cuda_backend(*pools_.back(), 0, activation())
                                  : make_cpu_backend(*pools_.back(), isa()));
     return *backends_.back();
   }
@@ -293,7 +295,11 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
     const char* brief = std::getenv("TRIREME_TEST_BRIEF");
     return brief == nullptr || std::string(brief) == "0" ? count : std::max(1, count / 4);
   }
-  DType activation() const { return on_gpu() ? DType::kBF16 : DType::kF32; }
+  DType activation() const {
+    return is_f16() ? DType::kF16 : on_gpu() ? DType::kBF16 : DType::kF32;
+  }
+  // Of a KV cache on this backend, where the test has no choice of its own.
+  DType kv_type() const { return is_f16() ? DType::kF16 : DType::kBF16; }
   // Random values that the activation type holds exactly.
   std::vector<float> activations(int64_t count, float scale = 1.0f) {
     return rounded(random_.normals(count, scale), activation());
@@ -303,9 +309,13 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
     const int cols = random_.integer(low, high);
     return on_gpu() ? (cols + 7) / 8 * 8 : cols;
   }
-  // The bound for a result that the op rounds to the activation type: on the GPU bf16, whose half
-  // step is 2^-9 of the value; it may be rounded twice.
-  double tolerance_or_bf16(double float32) const { return on_gpu() ? 5e-3 : float32; }
+  // A bound for what the GPU rounds to its element, given for bf16: half a step of bf16 is up to
+  // 2^-8 of a value and of f16 2^-11, so an eighth.
+  double of_element(double bf16) const { return is_f16() ? bf16 / 8 : bf16; }
+  // The bound for a result that the op rounds to the activation type, perhaps twice.
+  double tolerance_or_rounded(double float32) const {
+    return on_gpu() ? of_element(5e-3) : float32;
+  }
   void expect_close(double error, double tolerance) {
     EXPECT_LE(error, tolerance);
     worst_ = std::max(worst_, error / tolerance);

@@ -17,8 +17,10 @@ namespace trireme {
 class GpuRanks {
  public:
   // For rows of up to `width` activations.
-  GpuRanks(int ranks, int64_t width) {
-    for (int rank = 0; rank < ranks; ++rank) backends_.push_back(make_cuda_backend(pool_, 0));
+  GpuRanks(int ranks, int64_t width, DType element = DType::kBF16) {
+    for (int rank = 0; rank < ranks; ++rank) {
+      backends_.push_back(make_cuda_backend(pool_, 0, element));
+    }
     const size_t bytes = backends_[0]->peer_bytes(ranks, width);
     const std::vector<float> zeros(bytes / sizeof(float) + 16);
     PeerBuffers peers;

@@ -38,7 +38,7 @@ ModelRank::ModelRank(const WeightSource& source, const ParallelLayout& layout, R
       links_(links),
       options_(options),
       edge_(links.device_data ? *links.device_data : links.world, layout),
-      backend_(options.gpu >= 0 ? make_cuda_backend(pool_, options.gpu)
+      backend_(options.gpu >= 0 ? make_cuda_backend(pool_, options.gpu, options.kv_dtype)
                                 : make_cpu_backend(pool_, options.isa)),
       groups_(kv_groups(source.config())) {
   const int rank = links.world.rank();

@@ -19,7 +19,7 @@ namespace trireme {
 struct RunOptions {
   LayoutSpec layout{{StageSpec{}}};
   CpuIsa isa = CpuIsa::kReference;
-  DType kv_dtype = DType::kF32;
+  DType kv_dtype = DType::kF32;  // on a GPU, also of weights and activations
   int block_size = 16;
   int sequences = 1;
   int max_context = 256;  // tokens of one sequence

@@ -77,6 +77,8 @@ TEST(Instance, MistakesAreNamedOnEveryRank) {
   expect_failure(2, with([](auto& o) { o.layout = "tensor=3"; }), invalid, "3");
   expect_failure(2, with([](auto& o) { o.layout = "tensor=nine"; }), invalid, "tensor");
   expect_failure(2, with([](auto& o) { o.kv_dtype = "f8"; }), invalid, "kv_dtype");
+  expect_failure(2, with([](auto& o) { o.dtype = "f8"; }), invalid, "dtype: 'f8'");
+  expect_failure(2, with([](auto& o) { o.dtype = "f16"; }), invalid, "dtype: 'f16' is for GPUs");
   expect_failure(2, with([](auto& o) { o.max_context = 1 << 20; }), invalid, "max_context");
   expect_failure(2, with([](auto& o) { o.block_size = -1; }), invalid, "block_size");
   expect_failure(2, with([](auto& o) { o.profile = "fast"; }), invalid, "fast");
