@@ -118,6 +118,14 @@ struct StepInputs {
   int block_size = 0;
 };
 
+// What the size of a backend's own workspaces follows from, on one rank.
+struct WorkspaceShape {
+  int q_heads = 0;
+  int head_dim = 0;
+  int kv_groups = 1;
+  int64_t vocab = 0;  // of this rank's logits; 0: it has none
+};
+
 // A backend's own memory, for the account of a start; host memory is accounted elsewhere.
 struct DeviceMemory {
   int64_t free = 0;
@@ -156,6 +164,8 @@ class Backend {
   virtual MachineLimits measure_limits(bool quantized) = 0;
   // Nothing for host memory.
   virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
+  // About what ops and sampling will allocate for themselves, beside what callers allocate.
+  virtual int64_t workspace_bytes(const WorkspaceShape& /*shape*/) const { return 0; }
   // Uninitialized memory, aligned for any op. Throws kResourceExhausted.
   virtual Buffer allocate(size_t bytes) { return Buffer(bytes); }
   // A copy of `values` (norms, biases, frequencies).
@@ -181,8 +191,8 @@ class Backend {
   virtual std::unique_ptr<PeerSums> make_peer_sums(PeerBuffers /*peers*/, int64_t /*width*/) {
     return nullptr;
   }
-  // Seconds that one `work` takes, a fixed sequence of ops, as one of `times` in a row: the least of
-  // a few rounds. Collective if `work` is.
+  // Seconds that one `work` takes, a fixed sequence of ops, as one of `times` in a row: the least
+  // of a few rounds. Collective if `work` is.
   virtual double measure(const std::function<void()>& work, int times);
 
   // Packs a slice for linear() (and embed()), at the slice's own size up to alignment.
@@ -198,9 +208,13 @@ class Backend {
   // Decode rows (count 1 each) that a step of `rows` such rows should be padded to, so that
   // repeat() finds the same work again.
   virtual int64_t padded_rows(int64_t rows) const { return rows; }
+  // Steps of more rows than this are never recorded; 0: none are.
+  virtual int64_t most_recorded_rows() const { return 0; }
   // Does `work`, a fixed sequence of ops on fixed views for `rows` decode rows. A backend may
   // record it at the first call with a key and replay it later without calling `work`.
   virtual void repeat(const RepeatKey& /*key*/, const std::function<void()>& work) { work(); }
+  // Memory that recorded work names is about to go: all of it is recorded anew.
+  virtual void forget_recorded() {}
 
   // out[i] = row tokens[i] - vocab_begin of table, or zeros where that row is not of this slice;
   // times `scale`. out is float32, of the residual stream, and may have more rows than tokens.

@@ -11,6 +11,7 @@
 #include "runtime/instance_memory.h"
 #include "runtime/instance_phase.h"
 #include "runtime/instance_tokenizer.h"
+#include "runtime/largest_steps.h"
 #include "runtime/memory.h"
 #include "runtime/profiles.h"
 
@@ -22,6 +23,11 @@ constexpr int32_t kLeastContext = 256;
 // What a rank takes besides: message buffers, the backend's scratch, the process itself.
 constexpr int64_t kProcessBytes = 32 << 20;
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
+// Of a GPU's memory, before a start: libraries' kernels, recorded graphs, NCCL's buffers. A guess
+// that only decides whether loading is begun.
+constexpr int64_t kDeviceGuess = 512 << 20;
+// And once the largest steps have run: kernels and sampling buffers that they did not need.
+constexpr int64_t kDeviceMargin = 256 << 20;
 
 int32_t default_threads(int local_size) {
   const CoreLimits limits = core_limits();
@@ -118,8 +124,11 @@ struct Instance::State {
   void open();
   void plan_memory();
   void load();
+  void divide_device();
+  void limit_context();
   void report() const;
   MemoryNeeds memory_needs() const;
+  std::unique_ptr<KvCache> make_cache(const std::vector<int32_t>& blocks) const;
   std::string fitting_layout(int64_t memory) const;
   DecoderWeights load_with_progress();
 
@@ -140,6 +149,7 @@ struct Instance::State {
   KvGroups groups;
   KvPoolConfig kv_pool;
   DType kv_dtype = DType::kF32;
+  int64_t device_free = 0;  // before anything of the model was allocated
   int64_t weight_size = 0;
   int64_t scratch_size = 0;
   int64_t kv_size = 0;
@@ -255,9 +265,13 @@ MemoryNeeds Instance::State::memory_needs() const {
   needs.scratch =
       kProcessBytes +
       Decoder::scratch_bytes(config, world.layout, world.rank, *backend, scheduler.token_budget,
-                             std::min<int64_t>(scheduler.token_budget, backend->max_logit_rows()));
+                             std::min<int64_t>(scheduler.token_budget, backend->max_logit_rows())) +
+      backend->workspace_bytes({static_cast<int>(world.shard().q_heads.count), config.head_dim,
+                                static_cast<int>(groups.windows.size()),
+                                world.last_stage() ? world.shard().vocab.count : 0});
   needs.kv_memory = options.kv_memory;
   needs.device = backend->device_memory();
+  needs.reserve = kDeviceGuess;
   if (gpu) needs.advice = fitting_layout(needs.device->total);
   const int32_t least =
       options.max_context > 0 ? options.max_context : std::min(kLeastContext, config.max_context);
@@ -289,13 +303,64 @@ void Instance::State::plan_memory() {
   kv_pool.groups.clear();
   for (const int window : groups.windows) kv_pool.groups.push_back(KvSpec{window});
   kv_pool.blocks = agree_on_kv_blocks(*world.control, needs);
+  weight_size = needs.weights;
+  scratch_size = needs.scratch;
+  if (needs.device) {
+    device_free = needs.device->free;
+  } else {
+    limit_context();
+  }
+}
+
+void Instance::State::limit_context() {
   for (size_t g = 0; g < groups.windows.size(); ++g) {
     if (groups.windows[g] != 0) continue;
     const int64_t tokens = int64_t{kv_pool.blocks[g]} * options.block_size;
     scheduler.max_context = static_cast<int32_t>(std::min<int64_t>(scheduler.max_context, tokens));
   }
-  weight_size = needs.weights;
-  scratch_size = needs.scratch;
+}
+
+std::unique_ptr<KvCache> Instance::State::make_cache(const std::vector<int32_t>& blocks) const {
+  return std::make_unique<KvCache>(source->config(), groups, world.layout.stage(world.rank).layers,
+                                   static_cast<int>(world.shard().kv_heads.count), kv_dtype,
+                                   options.block_size, blocks, *backend);
+}
+
+// The KV cache gets what weights and the largest steps have left of the GPU, but for a margin. The
+// steps run with a cache of one block, which goes when its successor is there.
+void Instance::State::divide_device() {
+  const int64_t trial_kv = kv_size;
+  try {
+    run_largest_steps(
+        *worker,
+        largest_steps(scheduler, source->config(), groups.windows.size(), options.block_size,
+                      recorded_sizes(*backend, most_decode_rows(scheduler))),
+        world.last_stage());
+    backend->synchronize();
+  } catch (const std::exception& error) {
+    const std::string what =
+        fmt::format("the largest step ({} tokens, {} sequences) was tried: {}",
+                    scheduler.token_budget, slot_count(scheduler), error.what());
+    abort_world(world, 0, what.c_str());
+    const auto* known = dynamic_cast<const Error*>(&error);
+    fail(known != nullptr ? known->code() : ErrorCode::kInternal, "{}", what);
+  }
+  MemoryNeeds needs;
+  together(*world.control, [&] {
+    needs = memory_needs();
+    needs.device->free += trial_kv;
+    needs.weights = weight_size;
+    needs.taken = std::max(weight_size, device_free - needs.device->free);
+    needs.scratch = scratch_size = needs.taken - weight_size;
+    needs.reserve = kDeviceMargin;
+  });
+  kv_pool.blocks = agree_on_kv_blocks(*world.control, needs);
+  limit_context();
+  together(*world.control, [&] {
+    auto cache = make_cache(kv_pool.blocks);
+    kv_size = cache->bytes();
+    worker->set_cache(std::move(*cache));
+  });
 }
 
 DecoderWeights Instance::State::load_with_progress() {
@@ -320,13 +385,12 @@ DecoderWeights Instance::State::load_with_progress() {
 
 void Instance::State::load() {
   const ModelConfig& config = source->config();
+  const bool on_device = backend->device_memory().has_value();
   DecoderWeights weights;
   std::unique_ptr<KvCache> cache;
   together(*world.control, [&] {
     weights = load_with_progress();
-    cache = std::make_unique<KvCache>(config, groups, world.layout.stage(world.rank).layers,
-                                      static_cast<int>(world.shard().kv_heads.count), kv_dtype,
-                                      options.block_size, kv_pool.blocks, *backend);
+    cache = make_cache(on_device ? std::vector<int32_t>(groups.windows.size(), 1) : kv_pool.blocks);
   });
   weight_size = weights.bytes();
   kv_size = cache->bytes();
@@ -342,12 +406,16 @@ void Instance::State::load() {
     abort_world(world, 0, error.what());
     throw;
   }
+  if (on_device) divide_device();
   together(*world.control, [&] {
     if (world.rank == 0) engine = std::make_unique<Engine>(world, *worker, scheduler, kv_pool);
   });
 }
 
 void Instance::State::report() const {
+  const auto device = backend->device_memory();
+  report_memory(*world.control,
+                {weight_size, scratch_size, kv_size, device ? device->free : int64_t{-1}});
   if (world.rank != 0) return;
   int64_t tokens = INT64_MAX;
   for (size_t g = 0; g < kv_pool.blocks.size(); ++g) {
@@ -355,10 +423,8 @@ void Instance::State::report() const {
       tokens = std::min(tokens, int64_t{kv_pool.blocks[g]} * kv_pool.block_size);
     }
   }
-  log::info("backend {}; weights {}, workspace {} and KV cache {} ({}) on rank 0",
-            backend->description(), format_bytes(weight_size), format_bytes(scratch_size),
-            format_bytes(kv_size), to_string(kv_dtype));
-  if (tokens != INT64_MAX) log::info("KV capacity {} tokens", tokens);
+  log::info("backend {}; KV cache in {}{}", backend->description(), to_string(kv_dtype),
+            tokens == INT64_MAX ? "" : fmt::format(", for {} tokens on every rank", tokens));
   log::info("profile {}: budget {} tokens a step, {} sequences, context {}, {} steps in flight{}",
             options.profile, scheduler.token_budget, slot_count(scheduler), scheduler.max_context,
             scheduler.steps_in_flight, scheduler.look_ahead ? ", looking ahead" : "");

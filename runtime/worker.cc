@@ -320,6 +320,11 @@ Worker::Worker(const ModelConfig& model, World& world, Backend& backend, Decoder
 
 Worker::~Worker() = default;
 
+void Worker::set_cache(KvCache cache) {
+  state_->backend.forget_recorded();  // which has the old addresses
+  state_->cache = std::move(cache);
+}
+
 // The next plan may name what was sampled before rank 0 has told it.
 void Worker::State::remember(const StepPlan& plan, const StepResult& result) {
   size_t at = 0;

@@ -30,6 +30,9 @@ class Worker {
          KvCache cache, const WorkerConfig& config);
   ~Worker();
 
+  // Other memory for the KV: nothing that was in the old one is needed, no step is under way.
+  void set_cache(KvCache cache);
+
   // This rank's share of one step: receives the previous stage's activations, computes, passes on,
   // samples. Takes part in every collective of the step, and keeps nothing of `plan`. Work on a
   // device may only be queued when it returns. A plan that does not fit the slots and sizes of this

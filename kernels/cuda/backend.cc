@@ -6,7 +6,6 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device_logits.h"
 #include "kernels/cuda/elementwise.h"
-#include "kernels/cuda/limits.h"
 
 namespace trireme::cuda {
 namespace {
@@ -92,41 +91,15 @@ std::optional<DeviceMemory> CudaBackend::device_memory() const {
   return DeviceMemory{static_cast<int64_t>(free), static_cast<int64_t>(total)};
 }
 
-// The matrix rate is that of a product of 8192³ (less where memory is short), as prefill runs it.
-MachineLimits CudaBackend::measure_limits(bool /*quantized*/) {
-  TRIREME_CUDA(cudaSetDevice(device_));
-  const double bandwidth = measure_read_bandwidth(stream_);
-  int64_t n = 8192;
-  while (n > 1024 && device_memory()->free < 4 * n * n * 2) n /= 2;
-  const Buffer x = allocate(static_cast<size_t>(n * n * 2)), w = allocate(x.size());
-  const Buffer y = allocate(x.size());
-  launch_fill_random(x.data(), n * n, 1, stream_);
-  launch_fill_random(w.data(), n * n, 2, stream_);
-  Gemm gemm;
-  gemm.x = x.data();
-  gemm.x_stride = gemm.rows = gemm.cols = gemm.y_stride = n;
-  gemm.tokens = static_cast<int32_t>(n);
-  gemm.weight = w.data();
-  gemm.y = y.data();
-  cudaEvent_t begin = nullptr, end = nullptr;
-  TRIREME_CUDA(cudaEventCreate(&begin));
-  TRIREME_CUDA(cudaEventCreate(&end));
-  constexpr int kProducts = 10;
-  float best = 1e30f;
-  for (int pass = 0; pass < 4; ++pass) {
-    TRIREME_CUDA(cudaEventRecord(begin, stream_));
-    for (int i = 0; i < kProducts; ++i) cublas_->run(gemm, stream_);
-    TRIREME_CUDA(cudaEventRecord(end, stream_));
-    TRIREME_CUDA(cudaEventSynchronize(end));
-    float ms = 0;
-    TRIREME_CUDA(cudaEventElapsedTime(&ms, begin, end));
-    if (pass > 0) best = std::min(best, ms);
-  }
-  TRIREME_CUDA(cudaEventDestroy(begin));
-  TRIREME_CUDA(cudaEventDestroy(end));
-  const double operations = 2.0 * static_cast<double>(n) * static_cast<double>(n * n) * kProducts;
-  return {bandwidth, operations / (static_cast<double>(best) * 1e-3),
-          fmt::format("{} matrix products", to_string(kElement))};
+// The step's inputs (step_arena), decode attention's parts, and what a sampling round of the most
+// rows needs: 256 bucket masses, twenty candidates and partial answers a row.
+int64_t CudaBackend::workspace_bytes(const WorkspaceShape& shape) const {
+  const size_t decode = decode_workspace_bytes(StepArena::kMaxItems, shape.q_heads, shape.head_dim);
+  const auto rows = static_cast<size_t>(shape.vocab > 0 ? max_logit_rows() : 0);
+  const size_t sampling =
+      rows * (kMassBuckets * (sizeof(int64_t) + sizeof(int32_t)) + 20 * sizeof(Candidate) +
+              static_cast<size_t>(logit_parts(shape.vocab) + 2) * sizeof(LogitAnswer));
+  return static_cast<int64_t>(decode + sampling + StepArena::first_bytes(shape.kv_groups));
 }
 
 Buffer CudaBackend::allocate(size_t bytes) {
@@ -232,6 +205,13 @@ int64_t CudaBackend::padded_rows(int64_t rows) const {
   if (rows <= kMaxSkinnyTokens || rows > kMostRecordedRows) return rows;
   const int64_t step = rows <= 64 ? 8 : rows <= 128 ? 16 : 32;
   return (rows + step - 1) / step * step;
+}
+
+int64_t CudaBackend::most_recorded_rows() const { return kMostRecordedRows; }
+
+void CudaBackend::forget_recorded() {
+  synchronize();
+  forget_graphs();
 }
 
 void CudaBackend::forget_graphs() {

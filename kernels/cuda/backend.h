@@ -30,6 +30,7 @@ class CudaBackend final : public Backend {
 
   MachineLimits measure_limits(bool quantized) override;
   std::optional<DeviceMemory> device_memory() const override;
+  int64_t workspace_bytes(const WorkspaceShape& shape) const override;
   Buffer allocate(size_t bytes) override;
   Buffer upload(std::span<const float> values) override;
   void* stream() const override { return stream_; }
@@ -47,7 +48,9 @@ class CudaBackend final : public Backend {
 
   void begin_step(const StepInputs& inputs) override;
   int64_t padded_rows(int64_t rows) const override;
+  int64_t most_recorded_rows() const override;
   void repeat(const RepeatKey& key, const std::function<void()>& work) override;
+  void forget_recorded() override;
 
   void embed(std::span<const int32_t> tokens, const Weight& table, int64_t vocab_begin, float scale,
              MatrixView out) override;

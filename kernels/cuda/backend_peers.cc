@@ -7,6 +7,8 @@
 #include "kernels/cuda/backend.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device_logits.h"
+#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/limits.h"
 #include "kernels/cuda/peer_sum.h"
 
 namespace trireme::cuda {
@@ -92,6 +94,43 @@ std::unique_ptr<LogitRows> CudaBackend::make_logit_rows(int32_t slots) {
   newest_ = allocate(static_cast<size_t>(std::max(slots, 1)) * sizeof(int32_t));
   TRIREME_CUDA(cudaMemsetAsync(newest_.data(), 0, newest_.size(), stream_));
   return std::make_unique<DeviceLogitRows>(*this, device_, stream_, newest_.as<int32_t>(), lanes_);
+}
+
+// The matrix rate is that of a product of 8192³ (less where memory is short), as prefill runs it.
+MachineLimits CudaBackend::measure_limits(bool /*quantized*/) {
+  TRIREME_CUDA(cudaSetDevice(device_));
+  const double bandwidth = measure_read_bandwidth(stream_);
+  int64_t n = 8192;
+  while (n > 1024 && device_memory()->free < 4 * n * n * 2) n /= 2;
+  const Buffer x = allocate(static_cast<size_t>(n * n * 2)), w = allocate(x.size());
+  const Buffer y = allocate(x.size());
+  launch_fill_random(x.data(), n * n, 1, stream_);
+  launch_fill_random(w.data(), n * n, 2, stream_);
+  Gemm gemm;
+  gemm.x = x.data();
+  gemm.x_stride = gemm.rows = gemm.cols = gemm.y_stride = n;
+  gemm.tokens = static_cast<int32_t>(n);
+  gemm.weight = w.data();
+  gemm.y = y.data();
+  cudaEvent_t begin = nullptr, end = nullptr;
+  TRIREME_CUDA(cudaEventCreate(&begin));
+  TRIREME_CUDA(cudaEventCreate(&end));
+  constexpr int kProducts = 10;
+  float best = 1e30f;
+  for (int pass = 0; pass < 4; ++pass) {
+    TRIREME_CUDA(cudaEventRecord(begin, stream_));
+    for (int i = 0; i < kProducts; ++i) cublas_->run(gemm, stream_);
+    TRIREME_CUDA(cudaEventRecord(end, stream_));
+    TRIREME_CUDA(cudaEventSynchronize(end));
+    float ms = 0;
+    TRIREME_CUDA(cudaEventElapsedTime(&ms, begin, end));
+    if (pass > 0) best = std::min(best, ms);
+  }
+  TRIREME_CUDA(cudaEventDestroy(begin));
+  TRIREME_CUDA(cudaEventDestroy(end));
+  const double operations = 2.0 * static_cast<double>(n) * static_cast<double>(n * n) * kProducts;
+  return {bandwidth, operations / (static_cast<double>(best) * 1e-3),
+          fmt::format("{} matrix products", to_string(kElement))};
 }
 
 size_t CudaBackend::peer_bytes(int ranks, int64_t width) const {

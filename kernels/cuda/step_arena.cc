@@ -176,6 +176,18 @@ void StepArena::plan_all_tiles(int head_dim) {
   copy();
 }
 
+size_t StepArena::first_capacity(size_t array) {
+  const bool table = array >= kFixedSections && (array - kFixedSections) % kGroupArrays == 3;
+  return (table ? kFirstBlocks : kFirstTokens) * sizeof(DecodeItem);
+}
+
+size_t StepArena::first_bytes(int groups) {
+  size_t bytes = 0;
+  const size_t arrays = kFixedSections + static_cast<size_t>(groups) * kGroupArrays;
+  for (size_t i = 0; i < arrays; ++i) bytes += first_capacity(i);
+  return bytes;
+}
+
 // Capacities for what is used; true if the arrays had to move.
 bool StepArena::fit() {
   const bool fits = std::all_of(arrays_.begin(), arrays_.end(),
@@ -184,9 +196,7 @@ bool StepArena::fit() {
   size_t total = 0;
   for (size_t i = 0; i < arrays_.size(); ++i) {
     Array& one = arrays_[i];
-    const bool table = i >= kFixedSections && (i - kFixedSections) % kGroupArrays == 3;
-    const size_t first = (table ? kFirstBlocks : kFirstTokens) * sizeof(DecodeItem);
-    one.capacity = std::max({one.capacity, first, align(one.used + one.used / 2)});
+    one.capacity = std::max({one.capacity, first_capacity(i), align(one.used + one.used / 2)});
     one.offset = total;
     total += one.capacity;
   }

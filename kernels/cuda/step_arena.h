@@ -64,6 +64,8 @@ class StepArena {
   StepGroup group(int index) const;
 
   static constexpr int32_t kMaxItems = 4096;
+  // Device memory that it begins with.
+  static size_t first_bytes(int groups);
 
  private:
   enum class Section : uint8_t {
@@ -91,6 +93,7 @@ class StepArena {
   }
   template <typename T>
   T* stage(size_t array, size_t count);
+  static size_t first_capacity(size_t array);
   bool fit();
   void copy();
 
