@@ -37,8 +37,8 @@ struct Wanted {
 struct LaunchedStep {
   StepResult result;
   uint64_t number = 0;  // of Sampler::queue; 0: the result is whole
-  // Of the queued rows: which of the result's they are, the sequence's admission to its slot, and the
-  // position that they sample for.
+  // Of the queued rows: which of the result's they are, the sequence's admission to its slot, and
+  // the position that they sample for.
   struct Row {
     size_t result = 0;
     uint64_t admission = 0;
@@ -89,15 +89,15 @@ struct Worker::State {
   Decoder decoder;
   StageEdge edge;
   Backend& backend;
-  std::unique_ptr<Sampler> sampler;  // last stage
-  uint64_t step = 0;                 // for messages
+  std::unique_ptr<Sampler> sampler;   // last stage
+  uint64_t step = 0;                  // for messages
   std::deque<LaunchedStep> launched;  // not finished yet, the oldest first
   std::vector<LaunchedStep> spare;    // for reuse
 
   // Reused by every step.
   DecoderBatch batch;
   std::vector<AttentionRow> rows;
-  std::vector<int32_t> tokens;  // where the plan's leave some open
+  std::vector<int32_t> tokens;       // where the plan's leave some open
   std::vector<int32_t> token_slots;  // as StepInputs::token_slots
   std::vector<Wanted> wanted;
   std::vector<int32_t> logit_tokens;
@@ -410,10 +410,9 @@ void abort_world(World& world, uint64_t step, const char* what) {
   const std::string line = fmt::format("rank {} {} tp{} pp{} step {}: {}", world.rank, host_name(),
                                        world.tensor_rank(), world.stage(), step, what);
   log::error("{}", line);
-  for (Communicator* group :
-       {static_cast<Communicator*>(world.device_tp.get()),
-        static_cast<Communicator*>(world.device_data.get()), world.tp.get(), world.data.get(),
-        world.control.get()}) {
+  for (Communicator* group : {static_cast<Communicator*>(world.device_tp.get()),
+                              static_cast<Communicator*>(world.device_data.get()), world.tp.get(),
+                              world.data.get(), world.control.get()}) {
     try {
       if (group != nullptr) group->abort(line);
     } catch (const std::exception&) {  // already down

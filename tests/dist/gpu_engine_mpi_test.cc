@@ -1,6 +1,6 @@
-// A served model on GPUs, one rank a GPU: the same tokens whether a step is launched before the last
-// one's tokens are known or after, and whichever way the ranks' sums are made. A plain program for
-// 1, 2 or 4 ranks under launch/mpirun; exits with 77 where a rank has no GPU of its own.
+// A served model on GPUs, one rank a GPU: the same tokens whether a step is launched before the
+// last one's tokens are known or after, and whichever way the ranks' sums are made. A plain program
+// for 1, 2 or 4 ranks under launch/mpirun; exits with 77 where a rank has no GPU of its own.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -23,8 +23,8 @@ constexpr int kVocab = 259;
 std::vector<Sequence> requests(int count, int prompt, int max_tokens) {
   std::vector<Sequence> sequences;
   for (int i = 0; i < count; ++i) {
-    Sequence one = random_sequence(static_cast<uint64_t>(i), kVocab, 1 + i * 7 % prompt,
-                                   max_tokens, i % 2 == 1);
+    Sequence one = random_sequence(static_cast<uint64_t>(i), kVocab, 1 + i * 7 % prompt, max_tokens,
+                                   i % 2 == 1);
     if (i % 4 == 3) one.sampling.logprobs = 0;
     if (i % 4 == 2) {
       one.sampling.temperature = 0.9f;
@@ -111,14 +111,15 @@ class Runs {
     for (size_t i = 0; i < a.size(); ++i) {
       if (a[i] == b[i]) continue;
       ++different;
-      const auto token = std::mismatch(a[i].tokens.begin(), a[i].tokens.end(),
-                                       b[i].tokens.begin(), b[i].tokens.end());
+      const auto token = std::mismatch(a[i].tokens.begin(), a[i].tokens.end(), b[i].tokens.begin(),
+                                       b[i].tokens.end());
       const auto logprob = std::mismatch(a[i].logprobs.begin(), a[i].logprobs.end(),
                                          b[i].logprobs.begin(), b[i].logprobs.end());
-      std::printf("output %zu: tokens differ from %td of %zu and %zu on, log-probabilities from "
-                  "%td on\n",
-                  i, token.first - a[i].tokens.begin(), a[i].tokens.size(), b[i].tokens.size(),
-                  logprob.first - a[i].logprobs.begin());
+      std::printf(
+          "output %zu: tokens differ from %td of %zu and %zu on, log-probabilities from "
+          "%td on\n",
+          i, token.first - a[i].tokens.begin(), a[i].tokens.size(), b[i].tokens.size(),
+          logprob.first - a[i].logprobs.begin());
     }
     std::printf("%s %s: %zu outputs, %zu differ\n", layout_.c_str(), what.c_str(), a.size(),
                 different);
