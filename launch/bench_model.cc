@@ -2,20 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <nlohmann/json.hpp>
-#include <random>
 
 #include "base/error.h"
+#include "launch/bench_load.h"
 
 namespace trireme {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_between(Clock::time_point from, Clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -45,52 +38,6 @@ ModelCost cost_of(const WeightSource& source, const Backend& backend) {
   return cost;
 }
 
-// `batch` requests with random prompts; gives the times of the first and last token of all.
-struct RunTimes {
-  Clock::time_point start, all_started, end;
-  int64_t tokens_after_start = 0;  // generated between all_started and end
-};
-
-RunTimes run_batch(Frontend& frontend, const Instance& instance, const BenchModelOptions& options,
-                   int32_t tokens, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::vector<std::unique_ptr<OutputStream>> streams;
-  RunTimes times;
-  times.start = Clock::now();
-  for (int32_t i = 0; i < options.batch; ++i) {
-    GenerateParams params;
-    for (int32_t t = 0; t < options.prompt; ++t) {
-      params.token_ids.push_back(
-          static_cast<int32_t>(random() % static_cast<uint64_t>(instance.config().vocab)));
-    }
-    params.sampling.temperature = 0.0f;
-    params.sampling.max_tokens = tokens;
-    params.ignore_eos = true;
-    streams.push_back(frontend.generate(std::move(params)));
-  }
-  std::vector<int64_t> counts(streams.size(), 0);
-  size_t started = 0, ended = 0;
-  while (ended < streams.size()) {
-    for (size_t i = 0; i < streams.size(); ++i) {
-      if (streams[i]->ended()) continue;
-      streams[i]->wait(std::chrono::milliseconds(streams.size() == 1 ? 1000 : 1));
-      while (auto delta = streams[i]->poll()) {
-        const auto tokens_now = static_cast<int64_t>(delta->token_ids.size());
-        if (started == streams.size()) {
-          times.tokens_after_start += tokens_now;
-        } else if (counts[i] == 0 && tokens_now > 0 && ++started == streams.size()) {
-          times.all_started = Clock::now();  // what came with this delta came before
-        }
-        counts[i] += tokens_now;
-        if (delta->finish == FinishReason::kError) fail(ErrorCode::kInternal, "{}", delta->error);
-      }
-      if (streams[i]->ended()) ++ended;
-    }
-  }
-  times.end = Clock::now();
-  return times;
-}
-
 }  // namespace
 
 MachineLimits measure_limits(OfflineSession& session) {
@@ -114,15 +61,14 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
   std::vector<double> rates;
   session.run([&](Frontend& frontend) {
     for (int i = 0; i <= options.repeats; ++i) {
-      const auto times = run_batch(frontend, session.instance(), options, options.tokens,
-                                   static_cast<uint64_t>(i + 1));
+      const auto times = run_load(frontend, session.instance(),
+                                  even_load(options.batch, options.prompt, options.tokens),
+                                  static_cast<uint64_t>(i + 1));
       if (times.tokens_after_start == 0) {
         fail(ErrorCode::kInvalidArgument, "--tokens: {} come too fast to be timed; ask for more",
              options.tokens);
       }
-      const double rate = static_cast<double>(times.tokens_after_start) /
-                          seconds_between(times.all_started, times.end);
-      if (i > 0) rates.push_back(rate);  // the first run warms up
+      if (i > 0) rates.push_back(times.decode_rate());  // the first run warms up
     }
   });
   if (rates.empty()) return {};
@@ -150,9 +96,9 @@ nlohmann::ordered_json bench_prefill(OfflineSession& session, const BenchModelOp
   std::vector<double> times;
   session.run([&](Frontend& frontend) {
     for (int i = 0; i <= options.repeats; ++i) {
-      const auto run =
-          run_batch(frontend, session.instance(), options, 1, static_cast<uint64_t>(i + 1));
-      if (i > 0) times.push_back(seconds_between(run.start, run.end));
+      const auto run = run_load(frontend, instance, even_load(options.batch, options.prompt, 1),
+                                static_cast<uint64_t>(i + 1));
+      if (i > 0) times.push_back(run.seconds());
     }
   });
   if (times.empty()) return {};

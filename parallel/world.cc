@@ -1,6 +1,7 @@
 #include "parallel/world.h"
 
 #include "base/error.h"
+#include "parallel/recording_communicator.h"
 #include "parallel/stage_edge.h"
 
 namespace trireme {
@@ -22,6 +23,15 @@ World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout) {
   world.doorbell = make_doorbell(*control);
   world.control = std::move(control);
   return world;
+}
+
+void record_spans(World& world, SpanRecorder& spans) {
+  const auto record = [&spans](std::unique_ptr<Communicator>& group, SpanLink link) {
+    group = make_recording_communicator(std::move(group), spans, link);
+  };
+  record(world.control, SpanLink::kControl);
+  record(world.data, SpanLink::kData);
+  record(world.tp, SpanLink::kTensor);
 }
 
 void connect_devices(World& world, int device) {

@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "base/spans.h"
 #include "parallel/communicator.h"
 #include "parallel/device_communicator.h"
 #include "parallel/doorbell.h"
@@ -66,6 +67,10 @@ struct World {
 };
 
 World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout);
+
+// Every later call of the world's communicators on host memory is recorded; `spans` must outlive
+// them. Before anything else refers to them.
+void record_spans(World& world, SpanRecorder& spans);
 
 // Collective over the world: connects the ranks' GPUs. `device` is the index of this rank's among
 // those that its process sees, usually the local rank. Throws on all ranks alike: kInvalidArgument

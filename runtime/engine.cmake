@@ -5,5 +5,5 @@ trireme_library(trireme_sampler
 trireme_library(trireme_engine
   SOURCES engine.cc instance.cc instance_memory.cc instance_phase.cc instance_tokenizer.cc memory.cc
           worker.cc worker_slots.cc
-  DEPENDS trireme_sampler trireme_scheduler trireme_model trireme_kernels trireme_parallel_mpi
+  DEPENDS trireme_sampler trireme_scheduler trireme_request_log trireme_model trireme_kernels trireme_parallel_mpi
           trireme_tokenizer trireme_base)

@@ -22,6 +22,9 @@ constexpr int32_t kLeastContext = 256;
 // What a rank takes besides: message buffers, the backend's scratch, the process itself.
 constexpr int64_t kProcessBytes = 32 << 20;
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
+// What a recorder holds at most: 160 MB of spans, and 100 MB of rows.
+constexpr uint64_t kMostSpans = uint64_t{4} << 20;
+constexpr uint64_t kMostRows = uint64_t{2} << 20;
 
 int32_t default_threads(int local_size) {
   const CoreLimits limits = core_limits();
@@ -100,6 +103,7 @@ struct Instance::State {
 
   bool decide_gpu();
   void open();
+  void start_recording();
   void plan_memory();
   void load();
   void report() const;
@@ -117,6 +121,7 @@ struct Instance::State {
   std::unique_ptr<WeightSource> source;
   std::unique_ptr<Tokenizer> tokenizer;
   ParallelLayout layout;
+  std::unique_ptr<SpanRecorder> spans;  // outlives the communicators that it records
   World world;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Backend> backend;
@@ -127,6 +132,7 @@ struct Instance::State {
   int64_t weight_size = 0;
   int64_t scratch_size = 0;
   int64_t kv_size = 0;
+  std::unique_ptr<RequestLog> requests;
   std::unique_ptr<Worker> worker;
   std::unique_ptr<Engine> engine;
 };
@@ -201,6 +207,7 @@ void Instance::State::open() {
     }
   });
   world = make_world(std::move(control), layout);
+  start_recording();
   if (gpu) connect_devices(world, gpu_index);
   if (rank == 0) {
     const ModelConfig& config = source->config();
@@ -210,6 +217,18 @@ void Instance::State::open() {
     log::info("layout {}{}", world.layout.describe(), options.layout.empty() ? " (chosen)" : "");
     if (!tokenizer) log::warn("{}: no tokenizer, token ids only", options.model);
   }
+}
+
+void Instance::State::start_recording() {
+  if (options.record.count == 0) return;
+  // A layer has two reductions; what else a step has is less than this.
+  const uint64_t of_step = 64 + 4 * source->config().layers.size();
+  const uint64_t steps = std::min(options.record.count, kMostSpans);
+  spans = std::make_unique<SpanRecorder>(options.record, std::min(steps * of_step, kMostSpans));
+  record_spans(world, *spans);
+  if (world.rank != 0) return;
+  const uint64_t rows = steps * static_cast<uint64_t>(scheduler.max_rows);
+  requests = std::make_unique<RequestLog>(options.record, std::min(rows, kMostRows));
 }
 
 // The smallest world, up to 64 ranks, whose GPUs of `memory` bytes each hold the weights and leave
@@ -318,10 +337,13 @@ void Instance::State::load() {
   worker_config.max_tokens = scheduler.token_budget;
   worker_config.block_size = options.block_size;
   worker_config.look_ahead = scheduler.look_ahead;
+  worker_config.spans = spans.get();
   worker = std::make_unique<Worker>(config, world, *backend, std::move(weights), std::move(*cache),
                                     worker_config);
   together(*world.control, [&] {
-    if (world.rank == 0) engine = std::make_unique<Engine>(world, *worker, scheduler, kv_pool);
+    if (world.rank != 0) return;
+    const EngineRecord record{spans.get(), requests.get()};
+    engine = std::make_unique<Engine>(world, *worker, scheduler, kv_pool, record);
   });
 }
 
@@ -377,6 +399,8 @@ Engine& Instance::engine() {
   if (!state_->engine) fail(ErrorCode::kInternal, "the engine is on rank 0 only");
   return *state_->engine;
 }
+const SpanRecorder* Instance::spans() const { return state_->spans.get(); }
+const RequestLog* Instance::requests() const { return state_->requests.get(); }
 int64_t Instance::weight_bytes() const { return state_->weight_size; }
 int64_t Instance::kv_bytes() const { return state_->kv_size; }
 

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/dtype.h"
+#include "base/spans.h"
 #include "base/thread_pool.h"
 #include "kernels/backend.h"
 #include "parallel/world.h"
@@ -15,6 +16,7 @@
 #include "runtime/model/weight_source.h"
 #include "runtime/scheduler.h"
 #include "runtime/tokenizer.h"
+#include "runtime/trace/request_log.h"
 #include "runtime/worker.h"
 
 namespace trireme {
@@ -41,6 +43,7 @@ struct InstanceOptions {
   int steps_in_flight = 0;  // 0: one per pipeline stage; 2 with look_ahead
   // on, off. auto: on where launching only queues work (kGpuLaunchQueues) and there is one stage.
   std::string look_ahead = "auto";
+  StepWindow record;  // steps whose spans are recorded, for a trace
 };
 
 class Instance {
@@ -64,6 +67,9 @@ class Instance {
   ThreadPool& pool();
   Worker& worker();
   Engine& engine();              // rank 0 only
+  // What InstanceOptions::record asked for; null without. The log of requests is on rank 0 only.
+  const SpanRecorder* spans() const;
+  const RequestLog* requests() const;
   int64_t weight_bytes() const;  // on this rank
   int64_t kv_bytes() const;
 

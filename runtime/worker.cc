@@ -42,6 +42,7 @@ struct Worker::State {
 
   void check(const StepPlan& plan) const;
   std::span<const int32_t> known_tokens(const StepPlan& plan);
+  void prepare(const StepPlan& plan, StepResult& result);
   void build_batch(const StepPlan& plan);
   void compute(const StepPlan& plan);
   void want_logits(const StepPlan& plan, StepResult& result);
@@ -150,6 +151,7 @@ void Worker::State::build_batch(const StepPlan& plan) {
 void Worker::State::compute(const StepPlan& plan) {
   const auto tokens = static_cast<int64_t>(plan.tokens.size());
   batch.logit_tokens = logit_tokens;
+  const SpanScope span(config.spans, SpanKind::kLayers);
   decoder.begin(batch, groups, cache);
   if (edge.has_previous()) edge.recv(decoder.hidden(tokens), {backend.stream()});
   decoder.forward();
@@ -216,6 +218,7 @@ void Worker::State::deliver(const Wanted& from, Sampled& drawn, StepResult& resu
 }
 
 void Worker::State::sample(StepResult& result) {
+  const SpanScope span(config.spans, SpanKind::kSample);
   const auto most = static_cast<size_t>(logit_rows(config, backend));
   for (size_t begin = 0; begin < wanted.size(); begin += most) {
     const size_t count = std::min(most, wanted.size() - begin);
@@ -258,6 +261,7 @@ void Worker::State::finish(StepResult& result) {
 void Worker::State::finish_all_but(size_t steps, StepResult& result,
                                    std::vector<std::byte>& message) {
   while (launched.size() > steps) {
+    const SpanScope span(config.spans, SpanKind::kResult);
     finish(result);
     if (world.tensor_rank() != 0) continue;
     encode(result, message);
@@ -265,20 +269,27 @@ void Worker::State::finish_all_but(size_t steps, StepResult& result,
   }
 }
 
+// What a plan changes here, and what it wants; no other rank is needed for it.
+void Worker::State::prepare(const StepPlan& plan, StepResult& result) {
+  const SpanScope span(config.spans, SpanKind::kPrepare);
+  step = plan.step;
+  check(plan);
+  slots.apply(plan);
+  build_batch(plan);
+  logit_tokens.clear();
+  if (!spare.empty()) {
+    result = std::move(spare.back());
+    spare.pop_back();
+  }
+  if (world.last_stage()) want_logits(plan, result);
+}
+
 void Worker::launch(const StepPlan& plan) {
   State& state = *state_;
-  state.step = plan.step;
-  state.check(plan);
-  state.slots.apply(plan);
-  state.build_batch(plan);
-  const bool samples = state.world.last_stage();
-  state.logit_tokens.clear();
+  if (state.config.spans != nullptr) state.config.spans->enter(plan.step);
   StepResult result;
-  if (!state.spare.empty()) {
-    result = std::move(state.spare.back());
-    state.spare.pop_back();
-  }
-  if (samples) state.want_logits(plan, result);
+  state.prepare(plan, result);
+  const bool samples = state.world.last_stage();
   if (!plan.rows.empty()) state.compute(plan);
   if (!samples) return;
   state.sample(result);
@@ -294,8 +305,14 @@ void Worker::run() {
   StepPlan plan;
   StepResult result;
   std::vector<std::byte> message;
-  try {
+  SpanRecorder* spans = state.config.spans;
+  const auto sleep = [&] {
+    const SpanScope span(spans, SpanKind::kWait);
     world.doorbell->sleep();
+  };
+  try {
+    if (spans != nullptr) spans->leave();
+    sleep();
     while (true) {
       receive(*world.control, 0, kOrderTag, Wait::kForever, message);
       if (message.empty()) fail(ErrorCode::kInternal, "worker: empty message from rank 0");
@@ -305,12 +322,16 @@ void Worker::run() {
         fail(ErrorCode::kInternal, "worker: no such order from rank 0");
       const bool goes_on = order == Order::kPlan;
       if (goes_on) {
-        decode(std::span<const std::byte>(message), plan);
+        {
+          const SpanScope span(spans, SpanKind::kPrepare);
+          decode(std::span<const std::byte>(message), plan);
+        }
         launch(plan);
       }
       state.finish_all_but(goes_on && state.config.look_ahead ? 1 : 0, result, message);
+      if (goes_on && spans != nullptr) spans->leave();
       if (order == Order::kEnd) return;
-      if (order == Order::kSleep) world.doorbell->sleep();
+      if (order == Order::kSleep) sleep();
     }
   } catch (const std::exception& error) {
     abort_world(world, state.step, error.what());

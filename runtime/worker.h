@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "base/spans.h"
 #include "kernels/backend.h"
 #include "parallel/stage_edge.h"
 #include "parallel/world.h"
@@ -21,6 +22,7 @@ struct WorkerConfig {
   int32_t max_tokens = 512;  // as SchedulerConfig::token_budget
   int32_t block_size = 16;
   bool look_ahead = false;  // as SchedulerConfig::look_ahead
+  SpanRecorder* spans = nullptr;  // of this rank's thread, for a trace; must outlive the worker
 };
 
 // Whether launch() on a GPU only queues work. As long as it waits for its tokens, launching ahead
