@@ -32,6 +32,7 @@ const char* to_string(SpanLink link) {
 
 void SpanRecorder::enter(uint64_t step) {
   step_ = step;
+  entered_ = true;
   open_ = window_.contains(step);
   if (!open_) {
     spans_.resize(loose_);
@@ -43,6 +44,7 @@ void SpanRecorder::enter(uint64_t step) {
 
 void SpanRecorder::leave() {
   loose_ = spans_.size();
+  entered_ = false;
   // After the window's last step nothing is led to any more.
   open_ = step_ + 1 < window_.first + window_.count || step_ < window_.first;
 }

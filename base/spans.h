@@ -84,7 +84,8 @@ class SpanRecorder {
 
   // In the order in which they ended, each with a step of the window.
   std::vector<Span> recorded() const {
-    return {spans_.begin(), spans_.begin() + static_cast<std::ptrdiff_t>(loose_)};
+    const size_t known = entered_ ? spans_.size() : loose_;
+    return {spans_.begin(), spans_.begin() + static_cast<std::ptrdiff_t>(known)};
   }
   uint64_t dropped() const { return dropped_; }
   const StepWindow& window() const { return window_; }
@@ -95,6 +96,7 @@ class SpanRecorder {
   size_t loose_ = 0;  // spans from here on wait for their step's number
   uint64_t step_ = 0;
   uint64_t dropped_ = 0;
+  bool entered_ = false;
   bool open_ = false;
 };
 

@@ -130,6 +130,7 @@ struct MachineLimits {
 struct RepeatKey {
   int64_t rows = 0;
   bool logits = false;  // with the head
+  int variant = 0;      // of the work: a measurement may leave parts of it out
   auto operator<=>(const RepeatKey&) const = default;
 };
 
@@ -144,6 +145,9 @@ class Backend {
   // Logits are computed for so many rows at a time: a prompt's log-probabilities need scratch for
   // this many rows of the vocabulary and no more.
   virtual int64_t max_logit_rows() const { return 64; }
+  // About how many operations of a product it does while it reads a byte of memory: for dealing
+  // work out, not for judging it (measure_limits). The default is a few CPU cores'.
+  virtual double operations_per_byte() const { return 8; }
   // Tensor-parallel parts of the feed-forward are cut at multiples of this.
   virtual int64_t width_multiple() const { return 1; }
   // Takes about a second. `quantized`: of the arithmetic that quantized weights are multiplied

@@ -23,6 +23,7 @@
 
 #include "base/buffer.h"
 #include "parallel/communicator.h"
+#include "parallel/topology.h"
 
 namespace trireme {
 
@@ -51,5 +52,9 @@ class DeviceCommunicator : public Communicator {
 // them would share a GPU.
 std::unique_ptr<DeviceCommunicator> make_nccl_communicator(Communicator& group, int device,
                                                            const std::string& name);
+
+// Collective over `group`: what joins this rank's GPU to that of each rank. kHost where it is not
+// among those that this process sees, or where the module cannot be loaded.
+std::vector<LinkKind> device_links(Communicator& group, int device);
 
 }  // namespace trireme

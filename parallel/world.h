@@ -12,7 +12,8 @@
 
 namespace trireme {
 
-// Where this process stands before any layout is chosen. MPI is initialized only if the process
+// Where this process stands before any layout is chosen. Ranks are numbered node by node, however
+// the launcher has dealt them out; rank 0 is the launcher's. MPI is initialized only if the process
 // was started by a launcher (mpirun, srun) or TRIREME_MPI=1; a plain start is a world of one.
 class MpiEnvironment {
  public:
@@ -24,9 +25,11 @@ class MpiEnvironment {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  int local_rank() const { return local_rank_; }  // among the ranks of this node
+  // Among the ranks that share this host's cores and GPUs.
+  int local_rank() const { return local_rank_; }
   int local_size() const { return local_size_; }
-  int max_local_size() const { return max_local_size_; }
+  // The lowest rank of this node.
+  int node() const { return node_; }
   const std::string& host() const { return host_; }
 
   // The communicator of all ranks ("control"); single if there is no MPI.
@@ -38,7 +41,9 @@ class MpiEnvironment {
  private:
   bool active_ = false;
   std::shared_ptr<class MpiProcess> process_;
-  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, max_local_size_ = 1;
+  void find_nodes();
+
+  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, node_ = 0;
   std::string host_;
 };
 

@@ -8,10 +8,12 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "kernels/cuda_module.h"
+#include "runtime/instance_layout.h"
 #include "runtime/instance_memory.h"
 #include "runtime/instance_phase.h"
 #include "runtime/instance_tokenizer.h"
 #include "runtime/memory.h"
+#include "runtime/model/stage_costs.h"
 #include "runtime/profiles.h"
 
 namespace trireme {
@@ -93,12 +95,12 @@ int64_t kept_tokens(int window, int32_t context, const SchedulerConfig& config) 
 }  // namespace
 
 struct Instance::State {
-  State(std::unique_ptr<Communicator> world_control, int rank_on_host, int local, int max_local,
-        const InstanceOptions& instance_options)
+  State(std::unique_ptr<Communicator> world_control, int rank_on_host, int ranks_on_host,
+        int of_node, const InstanceOptions& instance_options)
       : control(std::move(world_control)),
         local_rank(rank_on_host),
-        local_size(local),
-        max_local_size(max_local),
+        local_size(ranks_on_host),
+        node(of_node),
         options(instance_options) {}
 
   bool decide_gpu();
@@ -108,6 +110,7 @@ struct Instance::State {
   void load();
   void report() const;
   MemoryNeeds memory_needs() const;
+  ModelShape shape_of_model() const;
   std::string fitting_layout(int64_t memory) const;
   DecoderWeights load_with_progress();
 
@@ -115,7 +118,7 @@ struct Instance::State {
   int local_rank;                         // -1: no GPU is ever used
   int gpu_index = 0;
   int local_size;
-  int max_local_size;
+  int node;
   bool gpu = false;
   InstanceOptions options;
   std::unique_ptr<WeightSource> source;
@@ -153,6 +156,7 @@ bool Instance::State::decide_gpu() {
 // Everything that can be wrong without touching a weight.
 void Instance::State::open() {
   const int rank = control->rank();
+  ModelShape shape;
   bool wanted = false;
   together(*control, [&] { wanted = decide_gpu(); });
   if (wanted) {
@@ -181,11 +185,12 @@ void Instance::State::open() {
     pool = std::make_unique<ThreadPool>(threads);
     backend = gpu ? make_cuda_backend(*pool, gpu_index)
                   : make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
-    const ModelShape shape = model_shape(*source, backend->width_multiple());
-    const LayoutSpec spec = options.layout.empty()
-                                ? choose_layout(shape, control->size(), max_local_size)
-                                : parse_layout(options.layout);
-    layout = make_layout(spec, shape, control->size());
+    shape = shape_of_model();
+  });
+  const Topology topology =
+      find_topology(*control, node, gpu && control->size() > 1 ? gpu_index : -1);
+  layout = agree_on_layout(*control, options.layout, shape, topology);
+  together(*control, [&] {
     scheduler = scheduler_config_of(options, layout.pipeline(), gpu);
     scheduler.max_context = context_wish(options, source->config());
     validate(scheduler);
@@ -214,9 +219,21 @@ void Instance::State::open() {
     log::info("model {} ({}): {} layers, hidden {}, {} heads, {} KV heads, vocabulary {}",
               config.name.empty() ? options.model : config.name, config.architecture,
               config.layers.size(), config.hidden, config.q_heads, config.kv_heads, config.vocab);
-    log::info("layout {}{}", world.layout.describe(), options.layout.empty() ? " (chosen)" : "");
+    log::info("layout {}{}; {}", world.layout.describe(), options.layout.empty() ? " (chosen)" : "",
+              topology.describe());
+    if (world.layout.pipeline() > 1) {
+      log::info("stages take {:.2f} of the slowest one's time, by the cost model",
+                fmt::join(stage_shares(world.layout, shape), " : "));
+    }
     if (!tokenizer) log::warn("{}: no tokenizer, token ids only", options.model);
   }
+}
+
+// With what its parts cost on this rank's backend; equal on all ranks.
+ModelShape Instance::State::shape_of_model() const {
+  ModelShape shape = model_shape(*source, backend->width_multiple());
+  shape.costs = stage_costs(*source, *backend);
+  return shape;
 }
 
 void Instance::State::start_recording() {
@@ -234,10 +251,11 @@ void Instance::State::start_recording() {
 // The smallest world, up to 64 ranks, whose GPUs of `memory` bytes each hold the weights and leave
 // a tenth for the KV cache; in words.
 std::string Instance::State::fitting_layout(int64_t memory) const {
-  const ModelShape shape = model_shape(*source, backend->width_multiple());
+  const ModelShape shape = shape_of_model();
   for (int ranks = 1; ranks <= 64; ranks *= 2) {
     try {
-      const ParallelLayout tried = make_layout(choose_layout(shape, ranks, 8), shape, ranks);
+      const ParallelLayout tried =
+          make_layout(choose_layout(shape, even_topology(ranks, 8)), shape, ranks);
       int64_t most = 0;
       for (int rank = 0; rank < ranks; ++rank) {
         most = std::max(most, trireme::weight_bytes(*source, tried, rank, *backend));
@@ -366,14 +384,13 @@ void Instance::State::report() const {
 
 Instance::Instance(const MpiEnvironment& environment, const InstanceOptions& options)
     : state_(std::make_unique<State>(environment.make_control(), environment.local_rank(),
-                                     environment.local_size(), environment.max_local_size(),
-                                     options)) {
+                                     environment.local_size(), environment.node(), options)) {
   bring_up();
 }
 
-Instance::Instance(std::unique_ptr<Communicator> control, int local_size, int max_local_size,
-                   const InstanceOptions& options)
-    : state_(std::make_unique<State>(std::move(control), -1, local_size, max_local_size, options)) {
+Instance::Instance(std::unique_ptr<Communicator> control, const InstanceOptions& options) {
+  const int ranks = control->size();
+  state_ = std::make_unique<State>(std::move(control), -1, ranks, 0, options);
   bring_up();
 }
 

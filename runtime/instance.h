@@ -52,9 +52,8 @@ class Instance {
   // before anything is loaded: kInvalidArgument for a wrong layout, kResourceExhausted stating
   // how much is missing on which host. An error on one rank is thrown on every rank.
   Instance(const MpiEnvironment& environment, const InstanceOptions& options);
-  // The same over any control communicator, on CPU: for thread worlds in tests.
-  Instance(std::unique_ptr<Communicator> control, int local_size, int max_local_size,
-           const InstanceOptions& options);
+  // The same over any control communicator, on CPU, all ranks in this process: for tests.
+  Instance(std::unique_ptr<Communicator> control, const InstanceOptions& options);
   ~Instance();
 
   World& world();

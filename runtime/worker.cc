@@ -69,6 +69,7 @@ struct Worker::State {
   Backend& backend;
   std::unique_ptr<Sampler> sampler;  // last stage
   uint64_t step = 0;                 // for messages
+  bool omits_edges = false;
   std::deque<StepResult> launched;   // not finished yet, the oldest first
   std::vector<StepResult> spare;     // for reuse
 
@@ -153,9 +154,9 @@ void Worker::State::compute(const StepPlan& plan) {
   batch.logit_tokens = logit_tokens;
   const SpanScope span(config.spans, SpanKind::kLayers);
   decoder.begin(batch, groups, cache);
-  if (edge.has_previous()) edge.recv(decoder.hidden(tokens), {backend.stream()});
+  if (edge.has_previous() && !omits_edges) edge.recv(decoder.hidden(tokens), {backend.stream()});
   decoder.forward();
-  if (edge.has_next()) edge.send(decoder.hidden(tokens), {backend.stream()});
+  if (edge.has_next() && !omits_edges) edge.send(decoder.hidden(tokens), {backend.stream()});
 }
 
 void Worker::State::want_prompt(const StepPlan& plan, const PlanRow& row, size_t result) {
@@ -298,6 +299,9 @@ void Worker::launch(const StepPlan& plan) {
 }
 
 void Worker::finish(StepResult& result) { state_->finish(result); }
+
+void Worker::omit_edges(bool omit) { state_->omits_edges = omit; }
+Decoder& Worker::decoder() { return state_->decoder; }
 
 void Worker::run() {
   State& state = *state_;

@@ -45,6 +45,11 @@ class Worker {
   // finished. Needs no other rank.
   void finish(StepResult& result);
 
+  // For measurements of a stage by itself: activations are neither received nor sent, and the
+  // results of such steps mean nothing. The decoder has more of that kind.
+  void omit_edges(bool omit);
+  Decoder& decoder();
+
   // Ranks other than 0: sleeps at the doorbell, receives plans and executes them, returns results
   // (tensor rank 0 of the last stage does), until rank 0 ends the world. An error is logged with
   // rank, host and step; every communicator is aborted, and it is thrown.

@@ -24,6 +24,7 @@ class CudaBackend final : public Backend {
   DType activation_dtype() const override { return DType::kBF16; }
   bool supports_kv(const KvShape& shape) const override;
   int64_t max_logit_rows() const override { return 256; }
+  double operations_per_byte() const override { return 250; }  // an H100's, about
   int64_t width_multiple() const override { return 8; }
 
   MachineLimits measure_limits(bool quantized) override;

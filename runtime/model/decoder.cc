@@ -183,8 +183,20 @@ void Decoder::embed(int64_t tokens) {
 
 // Partial sums of the tensor ranks become whole.
 void Decoder::reduce(MatrixView x) {
-  if (tp_.size() == 1) return;
+  if (tp_.size() == 1 || omits_reductions_) return;
   tp_.all_reduce_sum(x.data, x.rows * x.cols, x.dtype, {backend_.stream()});
+}
+
+void Decoder::reduce_only(int64_t tokens) {
+  const int64_t rows = backend_.padded_rows(tokens);
+  const auto work = [&] {
+    if (layout_.stage_of(rank_) == 0) reduce(hidden(rows));
+    for (size_t i = 0; i < 2 * weights_.layers.size(); ++i)
+      reduce(scratch_->a.delta.row_range(0, rows));
+  };
+  backend_.fill_bytes(scratch_->a.delta, 0);  // sums of sums would overflow
+  backend_.fill_bytes(scratch_->a.hidden, 0);
+  backend_.repeat({rows, false, 2}, work);
 }
 
 void Decoder::forward() {
@@ -195,7 +207,7 @@ void Decoder::forward() {
   const bool head_too = last && s.batch.logit_tokens.size() == static_cast<size_t>(s.tokens) &&
                         s.tokens <= s.a.logits.rows;
   const int64_t rows = backend_.padded_rows(s.tokens);
-  backend_.repeat({rows, head_too}, [&] {
+  backend_.repeat({rows, head_too, omits_reductions_ ? 1 : 0}, [&] {
     run_layers(rows);
     if (head_too) head(s.batch.logit_tokens, rows);
   });

@@ -83,6 +83,11 @@ class Decoder {
   // [tokens, hidden], contiguous, float32: what passes between stages.
   MatrixView hidden(int64_t tokens);
 
+  // For measurements: steps without the sums over the tensor ranks, whose results mean nothing; and
+  // these sums alone, as a step of `tokens` tokens has them.
+  void omit_reductions(bool omit) { omits_reductions_ = omit; }
+  void reduce_only(int64_t tokens);
+
  private:
   struct Scratch;
   void run_layers(int64_t tokens);
@@ -98,6 +103,7 @@ class Decoder {
   DecoderWeights weights_;
   Backend& backend_;
   Communicator& tp_;
+  bool omits_reductions_ = false;
   std::shared_ptr<Scratch> scratch_;  // shared only so that Scratch can stay incomplete here
 };
 

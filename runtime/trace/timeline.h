@@ -60,6 +60,7 @@ struct RankRows {
   const RankTrack* track = nullptr;
   std::vector<Segment> segments;  // by lane, then by time
 };
-std::vector<RankRows> cut_rows(const std::vector<RankTrack>& tracks);
+std::vector<RankRows> cut_rows(const std::vector<RankTrack>& tracks);  // which must outlive them
+std::vector<RankRows> cut_rows(std::vector<RankTrack>&&) = delete;
 
 }  // namespace trireme

@@ -284,10 +284,10 @@ TEST(Engine, SilentLastStageEndsAtTheDeadline) {
   auto controls = make_thread_communicators(2, "control");
   std::promise<void> over;
   std::thread silent([&, control = std::move(controls[1])]() mutable {
-    Instance instance(std::move(control), 2, 2, options);
+    Instance instance(std::move(control), options);
     over.get_future().wait();
   });
-  Instance instance(std::move(controls[0]), 2, 2, options);
+  Instance instance(std::move(controls[0]), options);
   instance.world().control->set_deadline(std::chrono::milliseconds(200));
   Sequence sequence = random_sequence(1, kVocab, 20, 4, false);
   sequence.id = 7;

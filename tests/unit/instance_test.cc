@@ -34,7 +34,7 @@ std::vector<Failure> failures(int ranks, const std::function<InstanceOptions(int
       const auto at = static_cast<size_t>(rank);
       controls[at]->set_deadline(std::chrono::seconds(20));
       try {
-        Instance(std::move(controls[at]), ranks, ranks, options(rank));
+        Instance(std::move(controls[at]), options(rank));
         found[at].message = "no error";
       } catch (const Error& error) {
         found[at] = {error.code(), error.what()};
@@ -135,7 +135,7 @@ TEST(Instance, MemoryIsCheckedBeforeLoading) {
   auto options = small_options("llama-plain", "tensor=1");
   options.token_budget = 100000;  // scratch for so many tokens is not there
   try {
-    const Instance instance(make_single_communicator("control"), 1, 1, options);
+    const Instance instance(make_single_communicator("control"), options);
     std::_Exit(1);
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
