@@ -64,7 +64,6 @@ void run() {
                     device<float>(groups)};
   auto* tasks = device<LogitTask>(kMostRows);
   auto* answers = device<LogitAnswer>(kMostRows);
-  auto* last_token = device<int32_t>(kMostRows);
   auto* lists = device<Candidate>(size_t{kMostRows} * kVocab);
   auto* masses = device<int64_t>(size_t{kMostRows} * kMassBuckets);
   auto* counts = device<int32_t>(size_t{kMostRows} * kMassBuckets);
@@ -100,7 +99,7 @@ void run() {
       TRIREME_CUDA(cudaStreamSynchronize(stream));
     };
     upload();
-    launch_logit_scan(rows, tasks, kMostRows, false, scratch, answers, last_token, stream);
+    launch_logit_scan(rows, tasks, kMostRows, false, scratch, answers, stream);
     for (LogitTask& task : list) task.kind = shape.kind;
     upload();
     for (const int32_t count : {1, 64, 256}) {
@@ -111,7 +110,7 @@ void run() {
           launch_bucket_masses(rows, tasks, count, masses, counts, stream);
         } else {
           launch_logit_scan(rows, tasks, count, shape.kind == LogitTask::kDraw, scratch, answers,
-                            last_token, stream);
+                            stream);
         }
       });
       const double limit = static_cast<double>(count) * kVocab * 4 / bandwidth * 1e6;

@@ -84,7 +84,7 @@ int run(int64_t vocab) {
   }
   const Buffer device = backend->upload(values);
   const auto tp = make_single_communicator();
-  Sampler sampler(*tp, {0, vocab}, vocab, backend->make_logit_rows());
+  Sampler sampler(*tp, {0, vocab}, vocab, backend->make_logit_rows(1));
   Sampler on_host(*tp, {0, vocab}, vocab);
   TokenCounts counts;
   for (int i = 0; i < 800; ++i) counts.add(static_cast<int32_t>(random() % 60000), i > 400);

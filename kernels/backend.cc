@@ -1,5 +1,7 @@
 #include "kernels/backend.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 
 namespace trireme {
@@ -8,6 +10,18 @@ Buffer Backend::upload(std::span<const float> values) {
   Buffer buffer = allocate(values.size_bytes());
   if (!values.empty()) std::memcpy(buffer.data(), values.data(), values.size_bytes());
   return buffer;
+}
+
+double Backend::measure(const std::function<void()>& work, int times) {
+  using Clock = std::chrono::steady_clock;
+  double best = 1e30;
+  for (int round = 0; round < 3; ++round) {
+    const auto begin = Clock::now();
+    for (int i = 0; i < times; ++i) work();
+    synchronize();
+    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count() / times);
+  }
+  return best;
 }
 
 int64_t Backend::weight_bytes(const WeightSlice& slice) const {

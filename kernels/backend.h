@@ -27,7 +27,9 @@
 #include <vector>
 
 #include "base/matrix_view.h"
+#include "base/peer_buffers.h"
 #include "kernels/logit_rows.h"
+#include "kernels/peer_sums.h"
 #include "kernels/weight.h"
 
 namespace trireme {
@@ -103,6 +105,9 @@ enum class Activation : uint8_t { kSilu, kGeluTanh };
 // What a step's plan says, in host memory that stays as it is until the next begin_step().
 struct StepInputs {
   std::span<const int32_t> tokens;
+  // Empty, or for each token -1 or a slot: then the token is what LogitRows::choose() chose for
+  // that slot last, which only the device knows yet.
+  std::span<const int32_t> token_slots;
   // Per KV group: the step's rows, decode rows first, with that group's block tables.
   std::span<const std::vector<AttentionRow>> groups;
   std::span<const int> windows;           // per KV group, as AttentionParams::window
@@ -162,12 +167,27 @@ class Backend {
   // The native stream that ops are queued on; null: ops have finished when they return.
   virtual void* stream() const { return nullptr; }
   virtual void synchronize() {}
+  // Throws what has gone wrong on the device while nobody waited.
+  virtual void check() {}
   // `view` (float32, contiguous rows) where the host can read and write it: the view itself, or a
   // copy that stays until the next call, after everything queued has finished.
   virtual MatrixView read_back(MatrixView view) { return view; }
   // What samples from logits where they are; null: where they are is host memory. Its calls are
-  // ordered with the ops on stream(); an answer has waited for them.
-  virtual std::unique_ptr<LogitRows> make_logit_rows() { return nullptr; }
+  // ordered with the ops on stream(); an answer has waited for them. `slots`: those of choose() and
+  // of StepInputs::token_slots. Where there are PeerSums, choose() goes over their ranks.
+  virtual std::unique_ptr<LogitRows> make_logit_rows(int32_t /*slots*/) { return nullptr; }
+
+  // Memory that make_peer_sums() takes on each of `ranks` ranks, for rows of up to `width`
+  // activations; 0: this backend has none.
+  virtual size_t peer_bytes(int /*ranks*/, int64_t /*width*/) const { return 0; }
+  // Once, before anything is recorded, with buffers of peer_bytes(). Of the same life as the
+  // backend.
+  virtual std::unique_ptr<PeerSums> make_peer_sums(PeerBuffers /*peers*/, int64_t /*width*/) {
+    return nullptr;
+  }
+  // Seconds that one `work` takes, a fixed sequence of ops, as one of `times` in a row: the least of
+  // a few rounds. Collective if `work` is.
+  virtual double measure(const std::function<void()>& work, int times);
 
   // Packs a slice for linear() (and embed()), at the slice's own size up to alignment.
   // Throws kUnimplemented for a format this backend cannot hold.

@@ -1,8 +1,8 @@
 # The GPU backend: a module that cuda_module.cc loads. Everything it needs of this project is linked
 # into it; cuBLASLt is the only CUDA library, the runtime is static.
 file(GLOB cuda_kernels CONFIGURE_DEPENDS cuda/*.cu)
-add_library(trireme_cuda MODULE ${cuda_kernels} cuda/backend.cc cuda/check.cc cuda/cublas_gemm.cc
-            cuda/device_logits.cc cuda/module.cc
+add_library(trireme_cuda MODULE ${cuda_kernels} cuda/backend.cc cuda/backend_peers.cc cuda/check.cc cuda/cublas_gemm.cc
+            cuda/device_choices.cc cuda/device_logits.cc cuda/module.cc
             cuda/plan_decode.cc cuda/plan_prefill.cc cuda/step_arena.cc cuda/weight_upload.cc)
 target_link_libraries(trireme_cuda PRIVATE trireme_options trireme_kernels CUDA::cudart_static
                       CUDA::cublasLt)

@@ -65,6 +65,32 @@ struct LogitQuestion {
   bool left_out = false;
 };
 
+// A token to be chosen where the logits are: the best (ties to the lowest id) or, by a draw, the
+// winner of Gumbel-max over the tokens that `draw` keeps, over the parts of all ranks.
+struct LogitChoice {
+  int32_t row = 0;
+  int32_t slot = 0;  // whose newest token it becomes
+  bool draws = false;
+  Draw draw;
+};
+
+class LogitChooser {
+ public:
+  virtual ~LogitChooser() = default;
+  // The most choices of one choose() over `ranks` parts of the vocabulary; 0: it cannot.
+  virtual size_t most_choices(int ranks) const = 0;
+  // Queues the choices from the rows that are attached, at most once for each attach(), in the same
+  // order on all ranks. A following step knows their tokens (StepInputs::token_slots), the host
+  // later. Returns a number for take(); at most kInFlight are not taken at a time.
+  virtual uint64_t choose(std::span<const LogitChoice> choices) = 0;
+  // Whether choose() number `number` is done.
+  virtual bool done(uint64_t number) = 0;
+  // Its tokens, once it is done; -1 where no logit is above -inf.
+  virtual void take(uint64_t number, std::vector<int32_t>& tokens) = 0;
+
+  static constexpr int kInFlight = 4;
+};
+
 class LogitRows {
  public:
   virtual ~LogitRows() = default;
@@ -76,6 +102,9 @@ class LogitRows {
   virtual void answer(std::span<LogitQuestion> questions) = 0;
   // Whether a bucket's 256 parts may be asked about, as it is cheaper than to list many tokens.
   virtual bool splits_buckets() const = 0;
+
+  // Null where choosing would have to wait.
+  virtual LogitChooser* chooser() { return nullptr; }
 };
 
 }  // namespace trireme

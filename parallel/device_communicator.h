@@ -19,9 +19,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "base/buffer.h"
+#include "base/peer_buffers.h"
 #include "parallel/communicator.h"
 #include "parallel/topology.h"
 
@@ -33,6 +35,16 @@ class DeviceCommunicator : public Communicator {
   // take about two thirds of the time. Collective, with equal sizes; no graph captured with
   // it may be replayed after it. Plain device memory where the GPUs cannot map each other's.
   virtual Buffer allocate_symmetric(size_t bytes) = 0;
+
+  // Zeroed device memory that kernels of all ranks write to (base/peer_buffers.h). Collective;
+  // `host` is the host's communicator of the same ranks. Nothing where the GPUs cannot map each
+  // other's memory: on all ranks alike, and `why` says so. What waits in a kernel ends, with
+  // whatever it has, when this communicator is aborted.
+  virtual std::optional<PeerBuffers> map_peers(Communicator& host, size_t bytes,
+                                               std::string& why) = 0;
+
+  // What sums between these ranks' GPUs cost depends on: GPU, driver, library, number of ranks.
+  virtual std::string identity() const = 0;
 
   // split() with the type that it has.
   virtual std::unique_ptr<DeviceCommunicator> split_device(int color, const std::string& name) = 0;

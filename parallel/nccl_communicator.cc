@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 
 #include "parallel/nccl_check.h"
 #include "parallel/nccl_group.h"
@@ -109,6 +110,8 @@ class NcclCommunicator final : public DeviceCommunicator {
   void check() override { group_->check(last_); }
 
   Buffer allocate_symmetric(size_t bytes) override;
+  std::optional<PeerBuffers> map_peers(Communicator& host, size_t bytes, std::string& why) override;
+  std::string identity() const override;
   void wait(StreamHandle stream) override;
 
  private:
@@ -223,6 +226,28 @@ Buffer NcclCommunicator::allocate_symmetric(size_t bytes) {
   std::byte* data = memory->data();
   warm_up(data, bytes);
   return {data, bytes, std::move(memory)};
+}
+
+std::optional<PeerBuffers> NcclCommunicator::map_peers(Communicator& host, size_t bytes,
+                                                       std::string& why) {
+  auto stop = std::make_shared<StopFlag>();
+  {
+    std::lock_guard lock(group_->family()->mutex);
+    group_->family()->stops.push_back(stop);
+  }
+  group_->check({"map_peers", bytes, -1});  // an abort before that would not have reached it
+  return map_peer_memory(host, group_->device(), bytes, std::move(stop), why);
+}
+
+std::string NcclCommunicator::identity() const {
+  cudaDeviceProp properties{};
+  int nccl = 0;
+  check_cuda(cudaGetDeviceProperties(&properties, group_->device()), "cudaGetDeviceProperties");
+  check_nccl(ncclGetVersion(&nccl), "ncclGetVersion");
+  std::string driver;
+  std::ifstream file("/proc/driver/nvidia/version");
+  std::getline(file, driver);
+  return fmt::format("{} x {}, {}, NCCL {}", size(), properties.name, driver, nccl);
 }
 
 void NcclCommunicator::wait(StreamHandle stream) {

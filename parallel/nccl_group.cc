@@ -166,6 +166,9 @@ void NcclGroup::abort(const std::string& reason) {
     for (const auto& member : family_->groups) {
       if (auto group = member.lock()) groups.push_back(std::move(group));
     }
+    for (const auto& one : family_->stops) {
+      if (const auto stop = one.lock()) stop->raise();
+    }
   }
   std::vector<ncclComm_t> comms;
   for (const auto& group : groups) {

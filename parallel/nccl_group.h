@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "parallel/communicator.h"
+#include "parallel/nccl_peers.h"
 #include "parallel/wait.h"
 
 namespace trireme {
@@ -25,6 +26,7 @@ class NcclGroup;
 struct NcclFamily {
   std::mutex mutex;
   std::vector<std::weak_ptr<NcclGroup>> groups;
+  std::vector<std::weak_ptr<StopFlag>> stops;  // of kernels that wait for peers by themselves
   // The host's communicator of these ranks: told of aborts that come by way of the host.
   Communicator* host = nullptr;
 };

@@ -28,7 +28,7 @@ inline constexpr char kNcclModuleFile[] = "libtrireme_nccl.so";
 inline constexpr char kNcclModuleEntry[] = "trireme_nccl_module";
 // Program and module share C++ types, so they must come from one build: the number is raised when
 // communicator.h, device_communicator.h, topology.h or this file changes.
-inline constexpr char kNcclModuleBuild[] = "trireme-nccl-2";
+inline constexpr char kNcclModuleBuild[] = "trireme-nccl-3";
 
 }  // namespace trireme
 

@@ -1,6 +1,6 @@
 # The sampler alone, and all that executes steps: worker, engine, instance.
 trireme_library(trireme_sampler
-  SOURCES logit_rows.cc sampler.cc sampler_row.cc sampler_work.cc
+  SOURCES logit_rows.cc sampler.cc sampler_queue.cc sampler_row.cc sampler_threshold.cc sampler_work.cc
   DEPENDS trireme_base trireme_scheduler trireme_parallel)
 trireme_library(trireme_engine
   SOURCES engine.cc instance.cc instance_layout.cc instance_memory.cc instance_phase.cc instance_tokenizer.cc memory.cc

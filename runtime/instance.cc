@@ -37,7 +37,7 @@ int32_t default_threads(int local_size) {
 bool looks_ahead(const InstanceOptions& options, int pipeline, bool gpu) {
   if (options.look_ahead == "off") return false;
   if (options.look_ahead == "auto") {
-    return gpu && kGpuLaunchQueues && pipeline == 1 && options.steps_in_flight == 0;
+    return gpu && pipeline == 1 && options.steps_in_flight == 0;
   }
   if (options.look_ahead != "on") {
     fail(ErrorCode::kInvalidArgument, "look_ahead: '{}' is not auto, on or off",

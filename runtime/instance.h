@@ -41,7 +41,7 @@ struct InstanceOptions {
                                   // a share of the free memory
   bool prefix_cache = true;
   int steps_in_flight = 0;  // 0: one per pipeline stage; 2 with look_ahead
-  // on, off. auto: on where launching only queues work (kGpuLaunchQueues) and there is one stage.
+  // on, off. auto: on with GPUs, where launching only queues work, and one stage.
   std::string look_ahead = "auto";
   StepWindow record;  // steps whose spans are recorded, for a trace
 };

@@ -1,14 +1,11 @@
 #include "runtime/sampler.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "base/error.h"
-#include "runtime/logit_rows.h"
 #include "runtime/rng.h"
-#include "runtime/sampler_exchange.h"
-#include "runtime/sampler_work.h"
+#include "runtime/sampler_state.h"
 
 namespace trireme {
 namespace {
@@ -17,48 +14,6 @@ constexpr int64_t kFirstCandidates = 64;
 constexpr int64_t kGrowth = 4;
 
 }  // namespace
-
-struct Sampler::State {
-  State(Communicator& group, Part part, int64_t size, std::unique_ptr<LogitRows> of_logits)
-      : tp(group),
-        vocab(part),
-        vocab_size(size),
-        logits(of_logits != nullptr ? std::move(of_logits) : std::make_unique<HostLogitRows>()) {}
-
-  void begin(std::span<const SampleRow> rows);
-  LogitQuestion& ask(const SamplerWork& work, LogitQuestion::Kind kind);
-  LogitQuestion& ask_top(SamplerWork& work, int64_t count);
-  LogitQuestion& ask_with_mass(const SamplerWork& work, LogitQuestion::Kind kind);
-  void answer() { logits->answer(questions); }
-  void raw_statistics();
-  void adjust();
-  void first_round();
-  void candidate_round(bool with_mass);
-  void mass_round();
-  void find_buckets();
-  void find_thresholds();
-  void draw_locally(bool (*which)(const SamplerWork&));
-  void choose_among_candidates(SamplerWork& work, const CandidateCertainty& certainty);
-  void chosen_logprobs(std::vector<Sampled>& out);
-
-  Communicator& tp;
-  Part vocab;
-  int64_t vocab_size;
-  int64_t largest_part = 0;
-  std::unique_ptr<LogitRows> logits;
-  std::vector<LogitQuestion> questions;  // of one round, in the order of the rows
-  std::vector<LogitAdjustment> adjustments;
-  std::vector<std::array<int64_t, kMassBuckets>> bucket_masses;
-  Exchange exchange;
-  std::vector<SamplerWork> works;  // grows to the most rows seen
-  size_t count = 0;                // rows of this call
-  std::span<SamplerWork> active() { return std::span(works).first(count); }
-  template <typename Predicate>
-  bool any(Predicate predicate) {
-    return std::any_of(works.begin(), works.begin() + static_cast<std::ptrdiff_t>(count),
-                       predicate);
-  }
-};
 
 // The next question of this round; its answer is read in the same order.
 LogitQuestion& Sampler::State::ask(const SamplerWork& work, LogitQuestion::Kind kind) {
@@ -81,6 +36,14 @@ LogitQuestion& Sampler::State::ask_with_mass(const SamplerWork& work, LogitQuest
   question.max = static_cast<float>(work.draw.max);
   question.inverse_temperature = inverse_for_mass(work.draw);
   return question;
+}
+
+void Sampler::State::attach(MatrixView view, size_t rows) {
+  if (view.rows < static_cast<int64_t>(rows) || view.cols != vocab.count) {
+    fail(ErrorCode::kInternal, "sampler: logits are [{},{}], expected [{},{}]", view.rows,
+         view.cols, rows, vocab.count);
+  }
+  logits->attach(view.row_range(0, static_cast<int64_t>(rows)), vocab.begin);
 }
 
 void Sampler::State::begin(std::span<const SampleRow> rows) {
@@ -265,90 +228,6 @@ void Sampler::State::draw_locally(bool (*which)(const SamplerWork&)) {
   }
 }
 
-// The bucket of logits in which the mass that top_p needs is reached; where there is one already,
-// its part.
-void Sampler::State::mass_round() {
-  questions.clear();
-  bucket_masses.assign(count, {});
-  for (const SamplerWork& work : active()) {
-    if (!work.by_threshold) continue;
-    LogitQuestion& question = ask_with_mass(work, LogitQuestion::Kind::kBucketMasses);
-    question.within = work.bucket;
-    question.masses = bucket_masses[static_cast<size_t>(work.index)];
-  }
-  answer();
-  exchange.clear();
-  for (const LogitQuestion& question : questions) {
-    exchange.put(bucket_masses[static_cast<size_t>(question.row)]);
-  }
-  exchange.gather(tp);
-  for (SamplerWork& work : active()) {
-    if (!work.by_threshold) continue;
-    std::array<int64_t, kMassBuckets> masses{};
-    for (int rank = 0; rank < tp.size(); ++rank) {
-      const auto part = exchange.take<std::array<int64_t, kMassBuckets>>(rank);
-      for (size_t b = 0; b < part.size(); ++b) masses[b] += part[b];
-    }
-    const double needed = needed_mass(work);
-    int reached = 0;
-    while (reached + 1 < kMassBuckets) {
-      const int64_t mass = work.bucket_before + masses[static_cast<size_t>(reached)];
-      if (static_cast<double>(mass) >= needed) break;
-      work.bucket_before = mass;
-      ++reached;
-    }
-    (work.bucket < 0 ? work.bucket : work.bucket_part) = reached;
-  }
-}
-
-// Pure top_p that keeps many tokens, first half: the bucket with its threshold, and its tokens.
-void Sampler::State::find_buckets() {
-  mass_round();
-  if (logits->splits_buckets()) mass_round();
-  questions.clear();
-  for (SamplerWork& work : active()) {
-    if (!work.by_threshold) continue;
-    LogitQuestion& question = ask_with_mass(work, LogitQuestion::Kind::kBucket);
-    const bool split = work.bucket_part >= 0;
-    question.within = split ? work.bucket : -1;
-    question.which = split ? work.bucket_part : work.bucket;
-    question.list = &work.local;
-  }
-  answer();
-  exchange.clear();
-  for (SamplerWork& work : active()) {
-    if (work.by_threshold) exchange.put(static_cast<int64_t>(work.local.size()));
-  }
-  exchange.gather(tp);
-  for (SamplerWork& work : active()) {
-    if (!work.by_threshold) continue;
-    work.bucket_tokens = 0;
-    for (int rank = 0; rank < tp.size(); ++rank) {
-      work.bucket_tokens = std::max(work.bucket_tokens, exchange.take<int64_t>(rank));
-    }
-  }
-}
-
-// Second half: that bucket's tokens in order give the last one that is kept.
-void Sampler::State::find_thresholds() {
-  exchange.clear();
-  for (SamplerWork& work : active()) {
-    if (!work.by_threshold) continue;
-    work.local.resize(static_cast<size_t>(work.bucket_tokens));
-    exchange.put_all(work.local);
-  }
-  exchange.gather(tp);
-  for (SamplerWork& work : active()) {
-    if (!work.by_threshold) continue;
-    work.merged.clear();
-    for (int rank = 0; rank < tp.size(); ++rank) {
-      exchange.take_all(rank, static_cast<size_t>(work.bucket_tokens), work.merged);
-    }
-    std::erase_if(work.merged, [](const Candidate& candidate) { return candidate.token < 0; });
-    set_threshold(work);
-  }
-}
-
 // One round of candidates for the rows that are not decided, all in one message.
 void Sampler::State::candidate_round(bool with_mass) {
   const auto wants_mass = [&](const SamplerWork& work) {
@@ -454,12 +333,8 @@ Sampler::~Sampler() = default;
 void Sampler::sample(MatrixView logits, std::span<const SampleRow> rows,
                      std::vector<Sampled>& out) {
   State& state = *state_;
-  if (logits.rows < static_cast<int64_t>(rows.size()) || logits.cols != state.vocab.count) {
-    fail(ErrorCode::kInternal, "sampler: logits are [{},{}], expected [{},{}]", logits.rows,
-         logits.cols, rows.size(), state.vocab.count);
-  }
   out.resize(rows.size());
-  state.logits->attach(logits.row_range(0, static_cast<int64_t>(rows.size())), state.vocab.begin);
+  state.attach(logits, rows.size());
   state.begin(rows);
   state.raw_statistics();
   for (size_t i = 0; i < rows.size(); ++i) {

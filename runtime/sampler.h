@@ -60,6 +60,17 @@ class Sampler {
   // NaN logits count as -inf, +inf as the largest finite number.
   void sample(MatrixView logits, std::span<const SampleRow> rows, std::vector<Sampled>& out);
 
+  // Whether queue() takes these rows: the logits are on a device, tokens are all that is wanted,
+  // and one look decides them (greedy, or a temperature alone). The same on all ranks.
+  bool can_queue(std::span<const SampleRow> rows) const;
+  // As sample(), but only queued: row i's token becomes the newest of slots[i] for the next step on
+  // the device (StepInputs::token_slots). At most LogitChooser::kInFlight are not taken at a time.
+  uint64_t queue(MatrixView logits, std::span<const SampleRow> rows,
+                 std::span<const int32_t> slots);
+  bool done(uint64_t number) const;
+  // Once it is done: the tokens, -1 as in Sampled.
+  void take(uint64_t number, std::vector<int32_t>& tokens);
+
  private:
   struct State;
   std::unique_ptr<State> state_;

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <span>
 #include <utility>
@@ -10,6 +11,8 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "parallel/wait.h"
+#include "runtime/model/tensor_sums_start.h"
 #include "runtime/sampler.h"
 #include "runtime/worker_messages.h"
 #include "runtime/worker_slots.h"
@@ -30,6 +33,21 @@ struct Wanted {
   SampleRow row;
 };
 
+// A step that is launched and not finished.
+struct LaunchedStep {
+  StepResult result;
+  uint64_t number = 0;  // of Sampler::queue; 0: the result is whole
+  // Of the queued rows: which of the result's they are, and the position that they sample for.
+  struct Row {
+    size_t result = 0;
+    int32_t position = 0;
+  };
+  std::vector<Row> rows;
+};
+
+// How long the host waits for a step on the device.
+constexpr std::chrono::seconds kStepLimit{300};
+
 int64_t logit_rows(const WorkerConfig& config, const Backend& backend) {
   return std::min<int64_t>(config.max_tokens, backend.max_logit_rows());
 }
@@ -42,12 +60,13 @@ struct Worker::State {
 
   void check(const StepPlan& plan) const;
   std::span<const int32_t> known_tokens(const StepPlan& plan);
-  void prepare(const StepPlan& plan, StepResult& result);
+  void prepare(const StepPlan& plan, LaunchedStep& launch);
   void build_batch(const StepPlan& plan);
   void compute(const StepPlan& plan);
   void want_logits(const StepPlan& plan, StepResult& result);
   void want_prompt(const StepPlan& plan, const PlanRow& row, size_t result);
   void want_sample(const PlanRow& row, size_t result);
+  bool queue_sampling(LaunchedStep& step);
   void sample(StepResult& result);
   // What this rank's GPU waits for others through; null if for nobody.
   DeviceCommunicator* device_group() const {
@@ -55,6 +74,7 @@ struct Worker::State {
   }
   void deliver(const Wanted& wanted, Sampled& sampled, StepResult& result) const;
   void remember(const StepPlan& plan, const StepResult& result);
+  void collect(LaunchedStep& step);
   void finish(StepResult& result);
   void finish_all_but(size_t steps, StepResult& result, std::vector<std::byte>& message);
 
@@ -64,22 +84,26 @@ struct Worker::State {
   KvGroups groups;
   KvCache cache;
   WorkerSlots slots;
+  std::unique_ptr<TensorSums> sums;
   Decoder decoder;
   StageEdge edge;
   Backend& backend;
   std::unique_ptr<Sampler> sampler;  // last stage
   uint64_t step = 0;                 // for messages
   bool omits_edges = false;
-  std::deque<StepResult> launched;   // not finished yet, the oldest first
-  std::vector<StepResult> spare;     // for reuse
+  std::deque<LaunchedStep> launched;  // not finished yet, the oldest first
+  std::vector<LaunchedStep> spare;    // for reuse
 
   // Reused by every step.
   DecoderBatch batch;
   std::vector<AttentionRow> rows;
   std::vector<int32_t> tokens;  // where the plan's leave some open
+  std::vector<int32_t> token_slots;  // as StepInputs::token_slots
   std::vector<Wanted> wanted;
   std::vector<int32_t> logit_tokens;
   std::vector<SampleRow> sample_rows;
+  std::vector<int32_t> sample_slots;
+  std::vector<int32_t> chosen;
   std::vector<Sampled> sampled;
 };
 
@@ -92,9 +116,9 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
       cache(std::move(kv)),
       slots(config.slots, groups.windows.size(), config.block_size,
             world.last_stage() ? world.shard().vocab : Part{}),
-      decoder(model, world.layout, world.rank, std::move(weights), backend_of_rank,
-              world.device_tp ? *world.device_tp : *world.tp, config.max_tokens,
-              logit_rows(config, backend_of_rank)),
+      sums(make_tensor_sums(*world.tp, world.device_tp.get(), backend_of_rank, model.hidden)),
+      decoder(model, world.layout, world.rank, std::move(weights), backend_of_rank, *sums,
+              config.max_tokens, logit_rows(config, backend_of_rank)),
       edge(world.device_data ? *world.device_data : *world.data, world.layout),
       backend(backend_of_rank) {
   if (config.look_ahead && world.layout.pipeline() > 1) {
@@ -103,7 +127,7 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
   }
   if (world.last_stage()) {
     sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab,
-                                        backend.make_logit_rows());
+                                        backend.make_logit_rows(config.slots));
   }
   batch.tables.resize(groups.windows.size());
 }
@@ -123,14 +147,21 @@ void Worker::State::check(const StepPlan& plan) const {
   }
 }
 
-// The plan's tokens, those that it leaves open filled in.
+// The plan's tokens, those that it leaves open filled in: here, or by the device.
 std::span<const int32_t> Worker::State::known_tokens(const StepPlan& plan) {
+  token_slots.clear();
   const auto first = std::find(plan.tokens.begin(), plan.tokens.end(), kSampled);
   if (first == plan.tokens.end()) return plan.tokens;
   tokens = plan.tokens;
   for (const PlanRow& row : plan.rows) {
-    int32_t& token = tokens[static_cast<size_t>(row.token_begin)];
-    if (token == kSampled) token = slots[row.slot].newest;
+    const auto at = static_cast<size_t>(row.token_begin);
+    if (tokens[at] != kSampled) continue;
+    const WorkerSlot& slot = slots[row.slot];
+    tokens[at] = slot.newest;
+    if (slot.pending != row.position) continue;
+    token_slots.resize(tokens.size(), -1);
+    token_slots[at] = row.slot;
+    tokens[at] = kStandIn;
   }
   return tokens;
 }
@@ -146,6 +177,7 @@ void Worker::State::build_batch(const StepPlan& plan) {
     }
   }
   batch.tokens = known_tokens(plan);
+  batch.token_slots = token_slots;
   batch.rows = rows;
 }
 
@@ -218,6 +250,51 @@ void Worker::State::deliver(const Wanted& from, Sampled& drawn, StepResult& resu
   out.top = std::move(drawn.top);
 }
 
+// Where one look at the logits decides all rows, the device takes it while the host goes on.
+bool Worker::State::queue_sampling(LaunchedStep& launch) {
+  if (wanted.size() > static_cast<size_t>(logit_rows(config, backend))) return false;
+  sample_rows.clear();
+  for (const Wanted& one : wanted) sample_rows.push_back(one.row);
+  if (!sampler->can_queue(sample_rows)) return false;
+  sample_slots.clear();
+  launch.rows.clear();
+  for (const Wanted& one : wanted) {
+    const SlotId slot = launch.result.rows[one.result].slot;
+    const int32_t position = one.row.position + slots[slot].prompt_tokens;
+    sample_slots.push_back(slot);
+    launch.rows.push_back({one.result, position});
+    slots.queued(slot, position);
+  }
+  launch.number = sampler->queue(decoder.logits(logit_tokens), sample_rows, sample_slots);
+  return true;
+}
+
+// Takes what the device has chosen, once it is there.
+void Worker::State::collect(LaunchedStep& launch) {
+  if (launch.number == 0) return;
+  DeviceCommunicator* device = device_group();
+  auto looked = std::chrono::steady_clock::now();
+  Waiter waiter(kStepLimit, false);
+  while (!sampler->done(launch.number)) {
+    if (!waiter.pause()) {
+      fail(ErrorCode::kDeadlineExceeded, "step {}: the GPU has not finished in {} s",
+           launch.result.step, kStepLimit.count());
+    }
+    const auto now = std::chrono::steady_clock::now();
+    if (now - looked < std::chrono::milliseconds(1)) continue;
+    looked = now;
+    backend.check();
+    if (device != nullptr) device->check();
+  }
+  sampler->take(launch.number, chosen);
+  launch.number = 0;
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    RowResult& row = launch.result.rows[launch.rows[i].result];
+    row.token = chosen[i] >= 0 ? chosen[i] : kNothingLeft;
+    slots.sampled(row.slot, launch.rows[i].position, std::max(chosen[i], kStandIn));
+  }
+}
+
 void Worker::State::sample(StepResult& result) {
   const SpanScope span(config.spans, SpanKind::kSample);
   const auto most = static_cast<size_t>(logit_rows(config, backend));
@@ -253,8 +330,9 @@ void Worker::State::remember(const StepPlan& plan, const StepResult& result) {
 
 void Worker::State::finish(StepResult& result) {
   if (launched.empty()) fail(ErrorCode::kInternal, "worker: no step is launched");
-  spare.push_back(std::move(result));
-  result = std::move(launched.front());
+  collect(launched.front());
+  std::swap(result, launched.front().result);
+  spare.push_back(std::move(launched.front()));
   launched.pop_front();
 }
 
@@ -271,7 +349,7 @@ void Worker::State::finish_all_but(size_t steps, StepResult& result,
 }
 
 // What a plan changes here, and what it wants; no other rank is needed for it.
-void Worker::State::prepare(const StepPlan& plan, StepResult& result) {
+void Worker::State::prepare(const StepPlan& plan, LaunchedStep& launch) {
   const SpanScope span(config.spans, SpanKind::kPrepare);
   step = plan.step;
   check(plan);
@@ -279,23 +357,26 @@ void Worker::State::prepare(const StepPlan& plan, StepResult& result) {
   build_batch(plan);
   logit_tokens.clear();
   if (!spare.empty()) {
-    result = std::move(spare.back());
+    launch = std::move(spare.back());
     spare.pop_back();
   }
-  if (world.last_stage()) want_logits(plan, result);
+  if (world.last_stage()) want_logits(plan, launch.result);
 }
 
 void Worker::launch(const StepPlan& plan) {
   State& state = *state_;
   if (state.config.spans != nullptr) state.config.spans->enter(plan.step);
-  StepResult result;
-  state.prepare(plan, result);
+  LaunchedStep launch;
+  state.prepare(plan, launch);
   const bool samples = state.world.last_stage();
   if (!plan.rows.empty()) state.compute(plan);
   if (!samples) return;
-  state.sample(result);
-  if (state.config.look_ahead) state.remember(plan, result);
-  state.launched.push_back(std::move(result));
+  if (!state.wanted.empty() && !state.queue_sampling(launch)) {
+    for (LaunchedStep& earlier : state.launched) state.collect(earlier);  // penalties count them
+    state.sample(launch.result);
+    if (state.config.look_ahead) state.remember(plan, launch.result);
+  }
+  state.launched.push_back(std::move(launch));
 }
 
 void Worker::finish(StepResult& result) { state_->finish(result); }

@@ -25,10 +25,6 @@ struct WorkerConfig {
   SpanRecorder* spans = nullptr;  // of this rank's thread, for a trace; must outlive the worker
 };
 
-// Whether launch() on a GPU only queues work. As long as it waits for its tokens, launching ahead
-// brings nothing and holds them back for a step.
-inline constexpr bool kGpuLaunchQueues = false;
-
 class Worker {
  public:
   // References must outlive the worker. Collective over the world (stage edges are built).

@@ -54,14 +54,19 @@ void WorkerSlots::admit(const SlotInit& init) {
   for (size_t g = 0; g < groups_; ++g) slot.tables[g] = init.blocks[g];
   slot.counts.clear();
   slot.counted = 0;
-  slot.newest = slot.next = -1;
+  slot.newest = slot.pending = slot.next = -1;
   for (const int32_t token : init.history) count(slot, slot.counted, token);
 }
 
 void WorkerSlots::sampled(SlotId id, int32_t position, int32_t token) {
   WorkerSlot& slot = slots_[static_cast<size_t>(id)];
+  if (slot.pending == position) slot.pending = -1;
   slot.newest = token;
   if (slot.sampling.needs_counts()) count(slot, position, token);
+}
+
+void WorkerSlots::queued(SlotId id, int32_t position) {
+  slots_[static_cast<size_t>(id)].pending = position;
 }
 
 void WorkerSlots::count(WorkerSlot& slot, int32_t position, int32_t token) {

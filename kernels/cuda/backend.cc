@@ -157,6 +157,11 @@ Buffer CudaBackend::upload(std::span<const float> values) {
 
 void CudaBackend::synchronize() { TRIREME_CUDA(cudaStreamSynchronize(stream_)); }
 
+void CudaBackend::check() {
+  const cudaError_t status = cudaStreamQuery(stream_);
+  if (status != cudaErrorNotReady) TRIREME_CUDA(status);
+}
+
 MatrixView CudaBackend::read_back(MatrixView view) {
   const size_t bytes = static_cast<size_t>(view.rows * view.cols) * size_of(view.dtype);
   if (bytes > host_bytes_) {
@@ -173,10 +178,6 @@ MatrixView CudaBackend::read_back(MatrixView view) {
   }
   synchronize();
   return {host_, view.dtype, view.rows, view.cols, view.cols};
-}
-
-std::unique_ptr<LogitRows> CudaBackend::make_logit_rows() {
-  return std::make_unique<DeviceLogitRows>(*this, device_, stream_);
 }
 
 Weight CudaBackend::make_weight(const WeightSlice& slice) {
@@ -349,8 +350,16 @@ void CudaBackend::embed(std::span<const int32_t> tokens, const Weight& table, in
   const bool step = arena_->has_tokens(tokens);
   const int32_t* ids = on_device(tokens, step, arena_->tokens());
   const int64_t count = step ? out.rows : static_cast<int64_t>(tokens.size());
-  launch_embed(ids, count, table.data.data(), vocab_begin, table.rows, out.cols, scale, out.f32(),
-               stream_);
+  Embed embed;
+  embed.tokens = ids;
+  embed.slots = step && !newest_.empty() ? arena_->token_slots() : nullptr;
+  embed.newest = newest_.as<int32_t>();
+  embed.table = table.data.data();
+  embed.vocab_begin = vocab_begin;
+  embed.vocab_count = table.rows;
+  embed.cols = out.cols;
+  embed.scale = scale;
+  launch_embed(embed, count, out.f32(), stream_);
 }
 
 void CudaBackend::rms_norm(MatrixView x, const float* weight, float eps, MatrixView out) {

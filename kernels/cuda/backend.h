@@ -10,6 +10,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/peer_lanes.h"
 #include "kernels/cuda/step_arena.h"
 #include "kernels/cuda/weight_upload.h"
 
@@ -33,8 +34,12 @@ class CudaBackend final : public Backend {
   Buffer upload(std::span<const float> values) override;
   void* stream() const override { return stream_; }
   void synchronize() override;
+  void check() override;
   MatrixView read_back(MatrixView view) override;
-  std::unique_ptr<LogitRows> make_logit_rows() override;
+  std::unique_ptr<LogitRows> make_logit_rows(int32_t slots) override;
+  size_t peer_bytes(int ranks, int64_t width) const override;
+  std::unique_ptr<PeerSums> make_peer_sums(PeerBuffers peers, int64_t width) override;
+  double measure(const std::function<void()>& work, int times) override;
 
   Weight make_weight(const WeightSlice& slice) override;
   int64_t weight_bytes(const WeightSlice& slice) const override;
@@ -96,6 +101,9 @@ class CudaBackend final : public Backend {
   Buffer skinny_workspace_;
   Buffer decode_workspace_;
   Buffer scratch_ids_;
+  Buffer newest_;       // int32 [slots]: the token that was chosen last
+  PeerLanes lanes_;     // of size 1: there are no peers
+  PeerBuffers peers_;
   std::byte* host_ = nullptr;  // page-locked, of read_back
   size_t host_bytes_ = 0;
   std::map<RepeatKey, Recorded> recorded_;

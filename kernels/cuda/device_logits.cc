@@ -28,8 +28,19 @@ void Staged::reserve(size_t bytes, Backend& backend, cudaStream_t stream) {
   device_ = backend.allocate(size);
 }
 
-DeviceLogitRows::DeviceLogitRows(Backend& backend, int device, cudaStream_t stream)
-    : backend_(backend), device_(device), stream_(stream) {}
+DeviceLogitRows::DeviceLogitRows(Backend& backend, int device, cudaStream_t stream, int32_t* newest,
+                                 const PeerLanes& lanes)
+    : backend_(backend), device_(device), stream_(stream), newest_(newest), lanes_(lanes) {
+  void* memory = nullptr;
+  TRIREME_CUDA(cudaSetDevice(device_));
+  TRIREME_CUDA(cudaMallocHost(&memory, sizeof(ChosenTokens) * kInFlight));
+  chosen_ = new (memory) ChosenTokens[kInFlight];
+}
+
+DeviceLogitRows::~DeviceLogitRows() {
+  cudaStreamSynchronize(stream_);
+  cudaFreeHost(chosen_);
+}
 
 void DeviceLogitRows::reserve(Buffer& buffer, size_t bytes, bool zeroed) {
   if (bytes <= buffer.size()) return;
@@ -46,6 +57,7 @@ void DeviceLogitRows::attach(MatrixView logits, int64_t vocab_begin) {
   TRIREME_CUDA(cudaSetDevice(device_));  // the thread may be a new one
   rows_.resize(std::max(rows_.size(), static_cast<size_t>(logits.rows)));
   for (Row& row : rows_) row.maxima = false, row.entries = 0;
+  turn_ = (turn_ + 1) % adjustments_.size();
   const auto groups = static_cast<size_t>(std::max(logit_groups(logits.cols), 64));
   reserve(group_max_, static_cast<size_t>(logits.rows) * groups * sizeof(float));
   logits_ = {logits.f32(), logits.stride, static_cast<int32_t>(logits.cols),
@@ -95,10 +107,11 @@ void DeviceLogitRows::adjust(std::span<const LogitAdjustment> adjustments) {
     fail(ErrorCode::kInternal, "sampling: {} adjustments in one step", most);
   }
   const size_t entries_at = align(adjustments.size() * sizeof(AdjustRow));
-  adjustments_.reserve(entries_at + most * sizeof(AdjustEntry), backend_, stream_);
+  Staged& staged = adjustments_[turn_];
+  staged.reserve(entries_at + most * sizeof(AdjustEntry), backend_, stream_);
   reserve(raw_, most * sizeof(float));
-  auto* adjusted = reinterpret_cast<AdjustRow*>(adjustments_.host());
-  auto* entries = reinterpret_cast<AdjustEntry*>(adjustments_.host() + entries_at);
+  auto* adjusted = reinterpret_cast<AdjustRow*>(staged.host());
+  auto* entries = reinterpret_cast<AdjustEntry*>(staged.host() + entries_at);
   int32_t count = 0;
   for (size_t i = 0; i < adjustments.size(); ++i) {
     adjusted[i] = {};
@@ -109,11 +122,11 @@ void DeviceLogitRows::adjust(std::span<const LogitAdjustment> adjustments) {
     row.first_entry = first;
     row.entries = count - first;
   }
-  entries_ = reinterpret_cast<const AdjustEntry*>(adjustments_.device() + entries_at);
-  TRIREME_CUDA(cudaMemcpyAsync(adjustments_.device(), adjustments_.host(),
+  entries_ = reinterpret_cast<const AdjustEntry*>(staged.device() + entries_at);
+  TRIREME_CUDA(cudaMemcpyAsync(staged.device(), staged.host(),
                                entries_at + static_cast<size_t>(count) * sizeof(AdjustEntry),
                                cudaMemcpyHostToDevice, stream_));
-  launch_adjust(logits_, reinterpret_cast<const AdjustRow*>(adjustments_.device()),
+  launch_adjust(logits_, reinterpret_cast<const AdjustRow*>(staged.device()),
                 static_cast<int32_t>(adjustments.size()), entries_,
                 reinterpret_cast<float*>(raw_.data()), stream_);
 }
@@ -216,7 +229,7 @@ void DeviceLogitRows::launch(const Layout& layout, int32_t count) {
   launch_logit_scan(logits_, tasks, size(kScan), layout.draws,
                     {reinterpret_cast<LogitAnswer*>(partial_.data()),
                      reinterpret_cast<uint32_t*>(arrivals_.data())},
-                    answers, nullptr, stream_);
+                    answers, stream_);
   launch_bucket_masses(logits_, tasks + first(kMasses), size(kMasses),
                        reinterpret_cast<int64_t*>(results_.device() + layout.masses),
                        reinterpret_cast<int32_t*>(results_.device() + layout.counts), stream_);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/peer_lanes.h"
 #include "kernels/cuda/sampling.h"
 
 namespace trireme::cuda {
@@ -29,15 +30,24 @@ class Staged {
   Buffer device_;
 };
 
-class DeviceLogitRows final : public LogitRows {
+class DeviceLogitRows final : public LogitRows, public LogitChooser {
  public:
-  // Of `backend`, which must outlive this: its memory, device and stream.
-  DeviceLogitRows(Backend& backend, int device, cudaStream_t stream);
+  // Of `backend`, which must outlive this: its memory, device and stream. newest [slots], on the
+  // device, takes what choose() chooses; `lanes` are for choices over several ranks.
+  DeviceLogitRows(Backend& backend, int device, cudaStream_t stream, int32_t* newest,
+                  const PeerLanes& lanes);
+  ~DeviceLogitRows() override;
 
   void attach(MatrixView logits, int64_t vocab_begin) override;
   void adjust(std::span<const LogitAdjustment> adjustments) override;
   void answer(std::span<LogitQuestion> questions) override;
   bool splits_buckets() const override { return true; }
+  LogitChooser* chooser() override { return this; }
+
+  size_t most_choices(int ranks) const override;
+  uint64_t choose(std::span<const LogitChoice> choices) override;
+  bool done(uint64_t number) override;
+  void take(uint64_t number, std::vector<int32_t>& tokens) override;
 
  private:
   // Questions that one launch answers, in the order of their tasks.
@@ -64,20 +74,37 @@ class DeviceLogitRows final : public LogitRows {
     std::vector<int32_t> bucket_counts;  // after kBucketMasses
   };
 
+  // One choose() that is on its way: its tasks, and where the device tells of its tokens.
+  struct Choices {
+    Staged tasks;
+    uint64_t number = 0;
+    size_t count = 0;
+    bool taken = true;
+  };
+  Choices& choices_of(uint64_t number);
+
   Backend& backend_;
   int device_;
   cudaStream_t stream_;
+  int32_t* newest_;
+  PeerLanes lanes_;
   DeviceLogits logits_;
   std::vector<Row> rows_;
   std::vector<int32_t> order_;  // of the questions, as tasks
   Staged tasks_;
   Staged results_;
-  Staged adjustments_;
+  // In turns, since what choose() follows may not have been copied yet.
+  std::array<Staged, kInFlight + 1> adjustments_;
+  size_t turn_ = 0;
   const AdjustEntry* entries_ = nullptr;  // device
   Buffer raw_;
   Buffer partial_;
   Buffer arrivals_;
   Buffer group_max_;
+  std::array<Choices, kInFlight> choices_;
+  uint64_t last_number_ = 0;
+  ChosenTokens* chosen_ = nullptr;  // [kInFlight], page-locked
+  Buffer answers_;                  // of choose()
 };
 
 }  // namespace trireme::cuda

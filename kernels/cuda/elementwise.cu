@@ -2,69 +2,32 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/block_sum.cuh"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/launch_early.h"
 
 namespace trireme::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 
-bool has_early_launch() {
-  static const bool has = [] {
-    int device = 0, major = 0;
-    TRIREME_CUDA(cudaGetDevice(&device));
-    TRIREME_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    return major >= 9;
-  }();
-  return has;
-}
-
-template <typename... Parameters, typename... Arguments>
-void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, cudaStream_t stream,
-                  Arguments... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = has_early_launch() ? 1 : 0;
-  TRIREME_CUDA(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...));
-}
-
-__global__ void embed_kernel(const int32_t* tokens, const __nv_bfloat16* table, int64_t vocab_begin,
-                             int64_t vocab_count, int64_t cols, float scale, float* out) {
+__global__ void embed_kernel(const __grid_constant__ Embed embed, float* out) {
   wait_for_previous_kernel();
   let_next_kernel_start();
-  const int64_t row = tokens[blockIdx.x] - vocab_begin;
-  const bool here = row >= 0 && row < vocab_count;
-  const __nv_bfloat162* from =
-      reinterpret_cast<const __nv_bfloat162*>(table + (here ? row : 0) * cols);
-  float2* to = reinterpret_cast<float2*>(out + blockIdx.x * cols);
-  for (int64_t i = threadIdx.x; i < cols / 2; i += blockDim.x) {
+  const int32_t slot = embed.slots != nullptr ? embed.slots[blockIdx.x] : -1;
+  const int64_t row =
+      (slot >= 0 ? embed.newest[slot] : embed.tokens[blockIdx.x]) - embed.vocab_begin;
+  const bool here = row >= 0 && row < embed.vocab_count;
+  const auto* from = reinterpret_cast<const __nv_bfloat162*>(
+      static_cast<const __nv_bfloat16*>(embed.table) + (here ? row : 0) * embed.cols);
+  float2* to = reinterpret_cast<float2*>(out + blockIdx.x * embed.cols);
+  for (int64_t i = threadIdx.x; i < embed.cols / 2; i += blockDim.x) {
     const float2 value = __bfloat1622float2(from[i]);
-    to[i] = here ? make_float2(value.x * scale, value.y * scale) : make_float2(0.0f, 0.0f);
+    to[i] = here ? make_float2(value.x * embed.scale, value.y * embed.scale)
+                 : make_float2(0.0f, 0.0f);
   }
-}
-
-// The sum over the block, in every thread; in an order fixed by the number of threads.
-__device__ float block_sum(float value) {
-  __shared__ float partial[32];
-  for (int offset = 16; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(0xffffffffu, value, offset);
-  }
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (lane == 0) partial[warp] = value;
-  __syncthreads();
-  float sum = lane < blockDim.x / 32 ? partial[lane] : 0.0f;
-  for (int offset = 16; offset > 0; offset /= 2) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-  }
-  return sum;
 }
 
 // One block a row; kPerThread float4 of the row stay in registers between the two passes.
@@ -184,12 +147,9 @@ void launch_fill_random(void* to, int64_t count, uint32_t seed, cudaStream_t str
   TRIREME_CUDA(cudaGetLastError());
 }
 
-void launch_embed(const int32_t* tokens, int64_t count, const void* table, int64_t vocab_begin,
-                  int64_t vocab_count, int64_t cols, float scale, float* out, cudaStream_t stream) {
+void launch_embed(const Embed& embed, int64_t count, float* out, cudaStream_t stream) {
   if (count == 0) return;
-  launch_early(embed_kernel, dim3(static_cast<unsigned>(count)), kThreads, stream, tokens,
-               static_cast<const __nv_bfloat16*>(table), vocab_begin, vocab_count, cols, scale,
-               out);
+  launch_early(embed_kernel, dim3(static_cast<unsigned>(count)), kThreads, stream, embed, out);
 }
 
 void launch_rms_norm(float* residual, const void* delta, int64_t delta_stride, const float* weight,

@@ -7,9 +7,19 @@
 
 namespace trireme::cuda {
 
-// out[i] = table row tokens[i] - vocab_begin (bf16) as float32 times scale; zeros outside of it.
-void launch_embed(const int32_t* tokens, int64_t count, const void* table, int64_t vocab_begin,
-                  int64_t vocab_count, int64_t cols, float scale, float* out, cudaStream_t stream);
+// out[i] = the table's row of token i (bf16) as float32 times scale; zeros where it has none.
+struct Embed {
+  const int32_t* tokens = nullptr;
+  // Where slots[i] >= 0 token i is newest[slots[i]] instead; null: nowhere.
+  const int32_t* slots = nullptr;
+  const int32_t* newest = nullptr;
+  const void* table = nullptr;  // rows of the tokens from vocab_begin on
+  int64_t vocab_begin = 0;
+  int64_t vocab_count = 0;
+  int64_t cols = 0;
+  float scale = 1.0f;
+};
+void launch_embed(const Embed& embed, int64_t count, float* out, cudaStream_t stream);
 
 // With `delta` (bf16, rows delta_stride apart) residual += delta first. out = bf16(residual /
 // rms(residual) * weight); weight null: only the addition. residual and out are contiguous.

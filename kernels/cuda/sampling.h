@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/peer_lanes.h"
 #include "kernels/sampling_math.h"
 
 namespace trireme::cuda {
@@ -21,7 +22,7 @@ struct LogitTask {
   int32_t count = 0;    // kTop: wanted; kBucket: room in the list; kRaw: entries of the row
   int32_t which = 0;    // kBucket: the bucket; kRaw: the local index
   int32_t within = -1;  // kBucketMasses, kBucket: >= 0: the parts of this bucket are meant
-  int32_t slot = -1;    // the place in last_token for the chosen token
+  int32_t slot = -1;    // launch_choose: the place for the chosen token
   int32_t place = 0;    // kBucketMasses: of its sums; kRaw: the row's first entry
   int64_t list = 0;     // kTop, kBucket: the first place in the lists
 };
@@ -55,17 +56,28 @@ struct LogitScanScratch {
 };
 
 // answers[i] of tasks[i], kBest, kMass or (only where `draws`) kDraw, in one pass over the rows.
-// With `last_token`, a task's token is also written to last_token[slot] (where slot >= 0): an
-// embedding that follows on the stream reads it there.
 void launch_logit_scan(const DeviceLogits& rows, const LogitTask* tasks, int32_t count, bool draws,
-                       const LogitScanScratch& scratch, LogitAnswer* answers, int32_t* last_token,
-                       cudaStream_t stream);
+                       const LogitScanScratch& scratch, LogitAnswer* answers, cudaStream_t stream);
 
-// The same over tensor ranks: answers [ranks, count] of kBest or kDraw, all-gathered as bytes; the
-// best token of each task to last_token[slot] and the best answer to merged[i] (may be null).
-void launch_merge_answers(const LogitAnswer* gathered, int32_t ranks, const LogitTask* tasks,
-                          int32_t count, int32_t* last_token, LogitAnswer* merged,
-                          cudaStream_t stream);
+// What the host learns of choices: in page-locked memory, written by the device.
+struct ChosenTokens {
+  static constexpr int kMost = 256;
+  int32_t tokens[kMost] = {};
+  uint64_t number = 0;  // of the choices whose tokens these are; written last
+};
+
+// Of each task (kBest or kDraw) the best of all ranks' answers: its token to newest[slot] (0 where
+// there is none: an embedding that follows on the stream reads it) and to chosen->tokens.
+struct ChooseTokens {
+  PeerLanes lanes;  // of size 1: this rank's answers alone
+  const LogitTask* tasks = nullptr;
+  const LogitAnswer* answers = nullptr;
+  int32_t count = 0;  // at most ChosenTokens::kMost
+  int32_t* newest = nullptr;
+  ChosenTokens* chosen = nullptr;
+  uint64_t number = 0;
+};
+void launch_choose(const ChooseTokens& choose, cudaStream_t stream);
 
 // kBucketMasses: masses and token counts [places, kMassBuckets], added to.
 void launch_bucket_masses(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,

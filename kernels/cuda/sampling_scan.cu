@@ -180,7 +180,7 @@ __device__ LogitAnswer load_partial(const LogitAnswer* from) {
 template <bool kDraws>
 __global__ void __launch_bounds__(kScanThreads)
     scan_kernel(const DeviceLogits rows, const LogitTask* tasks, const LogitScanScratch scratch,
-                LogitAnswer* answers, int32_t* last_token) {
+                LogitAnswer* answers) {
   const LogitTask& task = tasks[blockIdx.y];
   float values[kPerThread];
   load_tile(rows, task.row, blockIdx.x, values);
@@ -214,44 +214,20 @@ __global__ void __launch_bounds__(kScanThreads)
     }
     mine = merge_lanes(kind, mine);
   }
-  if (threadIdx.x != 0) return;
-  answers[blockIdx.y] = mine;
-  if (last_token != nullptr && task.slot >= 0) last_token[task.slot] = mine.token;
-}
-
-__global__ void merge_kernel(const LogitAnswer* gathered, int32_t ranks, const LogitTask* tasks,
-                             int32_t count, int32_t* last_token, LogitAnswer* merged) {
-  const int at = blockIdx.x * blockDim.x + threadIdx.x;
-  if (at >= count) return;
-  LogitAnswer best = gathered[at];
-  for (int rank = 1; rank < ranks; ++rank) {
-    best = merge(LogitTask::kBest, best, gathered[int64_t{rank} * count + at]);
-  }
-  if (merged != nullptr) merged[at] = best;
-  if (tasks[at].slot >= 0) last_token[tasks[at].slot] = best.token;
+  if (threadIdx.x == 0) answers[blockIdx.y] = mine;
 }
 
 }  // namespace
 
 void launch_logit_scan(const DeviceLogits& rows, const LogitTask* tasks, int32_t count, bool draws,
-                       const LogitScanScratch& scratch, LogitAnswer* answers, int32_t* last_token,
-                       cudaStream_t stream) {
+                       const LogitScanScratch& scratch, LogitAnswer* answers, cudaStream_t stream) {
   if (count == 0) return;
   if (count > 65535) fail_internal("sampling: more than 65535 questions at a time");
   // A part without logits still has an answer.
   const int parts = rows.vocab > 0 ? logit_parts(rows.vocab) : 1;
   const dim3 grid(static_cast<unsigned>(parts), static_cast<unsigned>(count));
   const auto kernel = draws ? scan_kernel<true> : scan_kernel<false>;
-  kernel<<<grid, kScanThreads, 0, stream>>>(rows, tasks, scratch, answers, last_token);
-  TRIREME_CUDA(cudaGetLastError());
-}
-
-void launch_merge_answers(const LogitAnswer* gathered, int32_t ranks, const LogitTask* tasks,
-                          int32_t count, int32_t* last_token, LogitAnswer* merged,
-                          cudaStream_t stream) {
-  if (count == 0) return;
-  merge_kernel<<<static_cast<unsigned>((count + 127) / 128), 128, 0, stream>>>(
-      gathered, ranks, tasks, count, last_token, merged);
+  kernel<<<grid, kScanThreads, 0, stream>>>(rows, tasks, scratch, answers);
   TRIREME_CUDA(cudaGetLastError());
 }
 

@@ -87,6 +87,9 @@ bool StepArena::fill(const StepInputs& inputs, int kv_heads, int block_size, int
 
   int32_t* ids = stage<int32_t>(index(Section::kTokens), padded);
   std::fill(std::copy(inputs.tokens.begin(), inputs.tokens.end(), ids), ids + padded, 0);
+  int32_t* slots = stage<int32_t>(index(Section::kTokenSlots), padded);
+  std::fill(std::copy(inputs.token_slots.begin(), inputs.token_slots.end(), slots), slots + padded,
+            -1);
   const size_t logit_padded = inputs.logit_tokens.size() + kPadding;
   int32_t* logits = stage<int32_t>(index(Section::kLogitTokens), logit_padded);
   std::fill(std::copy(inputs.logit_tokens.begin(), inputs.logit_tokens.end(), logits),

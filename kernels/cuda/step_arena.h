@@ -45,6 +45,8 @@ class StepArena {
   int group_of(std::span<const AttentionRow> rows) const;  // -1: none of this step
 
   const int32_t* tokens() const { return at<int32_t>(Section::kTokens); }
+  // StepInputs::token_slots; -1 where they say nothing.
+  const int32_t* token_slots() const { return at<int32_t>(Section::kTokenSlots); }
   const int32_t* logit_tokens() const { return at<int32_t>(Section::kLogitTokens); }
   const DeviceRow* rows() const { return at<DeviceRow>(Section::kRows); }
   // The row of each token; -1 where it is a decode row's, which decode attention prepares itself.
@@ -66,6 +68,7 @@ class StepArena {
  private:
   enum class Section : uint8_t {
     kTokens,
+    kTokenSlots,
     kLogitTokens,
     kRows,
     kTokenRows,
@@ -74,7 +77,7 @@ class StepArena {
     kAllTiles,
     kGroups  // per group: table_begin, items, item_count, blocks
   };
-  static constexpr size_t kFixedSections = 7;
+  static constexpr size_t kFixedSections = 8;
   // One array on the device with its host twin, and how much of it this step uses.
   struct Array {
     size_t offset = 0;

@@ -116,14 +116,14 @@ struct Decoder::Scratch {
 };
 
 Decoder::Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank,
-                 DecoderWeights weights, Backend& backend, Communicator& tp, int64_t max_tokens,
+                 DecoderWeights weights, Backend& backend, TensorSums& sums, int64_t max_tokens,
                  int64_t max_logits)
     : config_(config),
       layout_(layout),
       rank_(rank),
       weights_(std::move(weights)),
       backend_(backend),
-      tp_(tp),
+      sums_(sums),
       scratch_(std::make_shared<Scratch>()) {
   refuse_unknown(config, layout.stage(rank).layers);
   const int64_t logit_tokens = max_logits > 0 ? max_logits : max_tokens;
@@ -170,7 +170,7 @@ void Decoder::begin(const DecoderBatch& batch, const KvGroups& groups, const KvC
          s.a.hidden.rows);
   }
   const KvLayerView& kv = cache.layer(static_cast<int>(layout_.stage(rank_).layers.begin));
-  backend_.begin_step({batch.tokens, s.rows, groups.windows, batch.logit_tokens, kv.kv_heads,
+  backend_.begin_step({batch.tokens, batch.token_slots, s.rows, groups.windows, batch.logit_tokens, kv.kv_heads,
                        kv.head_dim, kv.block_size});
 }
 
@@ -178,25 +178,30 @@ void Decoder::embed(int64_t tokens) {
   const MatrixView out = hidden(tokens);
   backend_.embed(scratch_->batch.tokens, weights_.embed, weights_.vocab.begin,
                  config_.embedding_scale, out);
-  reduce(out);
+  sums_.add_up(out);
 }
 
-// Partial sums of the tensor ranks become whole.
-void Decoder::reduce(MatrixView x) {
-  if (tp_.size() == 1 || omits_reductions_) return;
-  tp_.all_reduce_sum(x.data, x.rows * x.cols, x.dtype, {backend_.stream()});
+void Decoder::omit_sums(bool omit) {
+  omits_sums_ = omit;
+  sums_.omit(omit);
 }
 
-void Decoder::reduce_only(int64_t tokens) {
+// With the sums omitted, what is fused with them.
+void Decoder::sum_only(int64_t tokens) {
   const int64_t rows = backend_.padded_rows(tokens);
-  const auto work = [&] {
-    if (layout_.stage_of(rank_) == 0) reduce(hidden(rows));
-    for (size_t i = 0; i < 2 * weights_.layers.size(); ++i)
-      reduce(scratch_->a.delta.row_range(0, rows));
-  };
-  backend_.fill_bytes(scratch_->a.delta, 0);  // sums of sums would overflow
-  backend_.fill_bytes(scratch_->a.hidden, 0);
-  backend_.repeat({rows, false, 2}, work);
+  const Activations& a = scratch_->a;
+  const MatrixView delta = a.delta.row_range(0, rows);
+  backend_.fill_bytes(delta, 0);  // sums of sums would overflow
+  backend_.fill_bytes(hidden(rows), 0);
+  backend_.repeat({rows, false, omits_sums_ ? 3 : 2}, [&] {
+    if (layout_.stage_of(rank_) == 0) sums_.add_up(hidden(rows));
+    for (const LayerWeights& layer : weights_.layers) {
+      for (const Buffer* norm : {&layer.attn_norm, &layer.ffn_norm}) {
+        sums_.add_rms_norm(hidden(rows), delta, norm->as<float>(), config_.norm_eps,
+                           a.normed.row_range(0, rows));
+      }
+    }
+  });
 }
 
 void Decoder::forward() {
@@ -207,7 +212,7 @@ void Decoder::forward() {
   const bool head_too = last && s.batch.logit_tokens.size() == static_cast<size_t>(s.tokens) &&
                         s.tokens <= s.a.logits.rows;
   const int64_t rows = backend_.padded_rows(s.tokens);
-  backend_.repeat({rows, head_too, omits_reductions_ ? 1 : 0}, [&] {
+  backend_.repeat({rows, head_too, omits_sums_ ? 1 : 0}, [&] {
     run_layers(rows);
     if (head_too) head(s.batch.logit_tokens, rows);
   });
@@ -222,13 +227,12 @@ void Decoder::run_layers(int64_t tokens) {
   if (layout_.stage_of(rank_) == 0) embed(tokens);
   const auto count = weights_.layers.size();
   const auto add = [&](const Buffer* norm) {
-    reduce(delta);
-    backend_.add_rms_norm(residual, delta, norm == nullptr ? nullptr : norm->as<float>(),
-                          config_.norm_eps, normed);
+    sums_.add_rms_norm(residual, delta, norm == nullptr ? nullptr : norm->as<float>(),
+                       config_.norm_eps, normed);
   };
   // Alone, a rank adds each block's output to the residual within the block's last product, and
   // normalizes within the next one's first. Tensor ranks sum before they add.
-  const bool alone = tp_.size() == 1;
+  const bool alone = sums_.size() == 1;
   if (!alone && count > 0) {
     backend_.rms_norm(residual, weights_.layers[0].attn_norm.as<float>(), config_.norm_eps, normed);
   }

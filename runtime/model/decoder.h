@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "parallel/communicator.h"
 #include "parallel/layout.h"
 #include "runtime/model/config.h"
 #include "runtime/model/kv_cache.h"
+#include "runtime/model/tensor_sums.h"
 #include "runtime/model/weight_source.h"
 
 namespace trireme {
@@ -50,6 +50,7 @@ DecoderWeights load_weights(const WeightSource& source, const ParallelLayout& la
 // block table of row i in KV group g.
 struct DecoderBatch {
   std::span<const int32_t> tokens;  // used on the first stage
+  std::span<const int32_t> token_slots;  // as StepInputs::token_slots
   std::span<const AttentionRow> rows;
   std::vector<std::vector<const int32_t*>> tables;
   std::span<const int32_t> logit_tokens;  // indices of tokens whose logits are wanted
@@ -57,12 +58,12 @@ struct DecoderBatch {
 
 class Decoder {
  public:
-  // `tp` reduces among this stage's tensor ranks. All references must outlive the decoder.
+  // `sums` adds up among this stage's tensor ranks. All references must outlive the decoder.
   // `max_tokens`: the largest batch; scratch for it is allocated here and nowhere later.
   // `max_logits`: the most logit_tokens of a batch; 0 means max_tokens. Throws kUnimplemented for
   // what no op computes yet (experts, norms after a block, a softcap on logits).
   Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank, DecoderWeights weights,
-          Backend& backend, Communicator& tp, int64_t max_tokens, int64_t max_logits = 0);
+          Backend& backend, TensorSums& sums, int64_t max_tokens, int64_t max_logits = 0);
 
   // Bytes of that scratch, for the memory account.
   static int64_t scratch_bytes(const ModelConfig& config, const ParallelLayout& layout, int rank,
@@ -85,8 +86,8 @@ class Decoder {
 
   // For measurements: steps without the sums over the tensor ranks, whose results mean nothing; and
   // these sums alone, as a step of `tokens` tokens has them.
-  void omit_reductions(bool omit) { omits_reductions_ = omit; }
-  void reduce_only(int64_t tokens);
+  void omit_sums(bool omit);
+  void sum_only(int64_t tokens);
 
  private:
   struct Scratch;
@@ -94,7 +95,6 @@ class Decoder {
   void embed(int64_t tokens);
   void attention(int layer, int64_t tokens, bool normed);
   void feed_forward(int layer, int64_t tokens, bool normed);
-  void reduce(MatrixView x);
   MatrixView head(std::span<const int32_t> tokens, int64_t rows);
 
   const ModelConfig& config_;
@@ -102,8 +102,8 @@ class Decoder {
   int rank_;
   DecoderWeights weights_;
   Backend& backend_;
-  Communicator& tp_;
-  bool omits_reductions_ = false;
+  TensorSums& sums_;
+  bool omits_sums_ = false;
   std::shared_ptr<Scratch> scratch_;  // shared only so that Scratch can stay incomplete here
 };
 

@@ -14,4 +14,18 @@ if(TRIREME_HAVE_CUDA)
       SKIP_RETURN_CODE 77
       ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
   endforeach()
+
+  add_executable(gpu_engine_mpi_test gpu_engine_mpi_test.cc)
+  target_link_libraries(gpu_engine_mpi_test PRIVATE trireme_test_engine GTest::gtest)
+  target_compile_definitions(gpu_engine_mpi_test PRIVATE
+    TRIREME_FIXTURES="${PROJECT_SOURCE_DIR}/tests/fixtures")
+  add_dependencies(gpu_tests gpu_engine_mpi_test)
+  foreach(ranks 1 2 4)
+    add_test(NAME gpu_engine_mpi_test_${ranks}
+             COMMAND ${PROJECT_SOURCE_DIR}/launch/mpirun -n ${ranks}
+                     $<TARGET_FILE:gpu_engine_mpi_test>)
+    set_tests_properties(gpu_engine_mpi_test_${ranks} PROPERTIES TIMEOUT 240 LABELS "gpu;mpi"
+      SKIP_RETURN_CODE 77
+      ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
+  endforeach()
 endif()

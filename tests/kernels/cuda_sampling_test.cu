@@ -1,5 +1,5 @@
 // The sampling kernels below LogitRows: tokens that stay on the device (greedy and whole-vocabulary
-// draws) on one rank and merged over several, against plain loops over the vocabulary. A plain
+// draws) against plain loops over the vocabulary. Over several ranks: sampler_gpu_test. A plain
 // program: exits 1 if anything is wrong, 77 without a GPU; TRIREME_TEST_SEED repeats a run.
 #include "kernels/cuda/sampling.h"
 
@@ -32,53 +32,38 @@ int32_t expected(const float* logits, int32_t vocab, const LogitTask& task) {
   return task.kind == LogitTask::kDraw ? drawn.token : best.token;
 }
 
-// One rank's part of the rows, with its scratch.
-struct Part {
+struct Fixture {
+  std::mt19937_64 random;
+  int32_t vocab, rows;
   Array<float> logits;
   Array<LogitAnswer> partial;
   Array<uint32_t> arrivals;
   Array<float> maxima;
-  DeviceLogits rows;
-};
-
-struct Fixture {
-  std::mt19937_64 random;
-  int32_t vocab, rows, ranks;
-  std::vector<float> logits;
-  std::vector<std::unique_ptr<Part>> parts;
   Array<LogitTask> tasks;
   Array<LogitAnswer> answers;
-  Array<LogitAnswer> merged;
-  Array<int32_t> last_token;
+  Array<int32_t> newest;
+  Array<cuda::ChosenTokens> chosen;
+  DeviceLogits view;
+  uint64_t number = 0;
 
-  Fixture(uint64_t seed, int32_t vocab_size, int32_t row_count, int32_t rank_count)
-      : random(seed), vocab(vocab_size), rows(row_count), ranks(rank_count) {
-    logits.resize(static_cast<size_t>(vocab) * rows);
-    fill();
-    int32_t begin = 0;
-    for (int32_t rank = 0; rank < ranks; ++rank) {
-      int32_t end = rank + 1 == ranks ? vocab : vocab * (rank + 1) / ranks + 5 * rank - 3;
-      end = std::clamp(end, begin, vocab);
-      auto part = std::make_unique<Part>();
-      const int32_t size = end - begin, blocks = std::max(1, cuda::logit_parts(size));
-      part->logits.allocate(static_cast<size_t>(size) * rows, 0.0f);
-      part->partial.allocate(static_cast<size_t>(blocks) * rows, LogitAnswer{});
-      part->arrivals.allocate(rows, 0u);
-      part->maxima.allocate(static_cast<size_t>(blocks) * 64 * rows, 0.0f);
-      part->rows = {part->logits.device, size, size, begin, part->maxima.device};
-      parts.push_back(std::move(part));
-      begin = end;
-    }
+  Fixture(uint64_t seed, int32_t vocab_size, int32_t row_count)
+      : random(seed), vocab(vocab_size), rows(row_count) {
+    const int32_t blocks = std::max(1, cuda::logit_parts(vocab));
+    logits.allocate(static_cast<size_t>(vocab) * rows, 0.0f);
+    partial.allocate(static_cast<size_t>(blocks) * rows, LogitAnswer{});
+    arrivals.allocate(rows, 0u);
+    maxima.allocate(static_cast<size_t>(blocks) * 64 * rows, 0.0f);
+    view = {logits.device, vocab, vocab, 0, maxima.device};
     tasks.allocate(rows, LogitTask{});
-    answers.allocate(static_cast<size_t>(rows) * ranks, LogitAnswer{});
-    merged.allocate(rows, LogitAnswer{});
-    last_token.allocate(static_cast<size_t>(rows) + 3, kUntouched);
+    answers.allocate(rows, LogitAnswer{});
+    newest.allocate(static_cast<size_t>(rows) + 3, kUntouched);
+    chosen.allocate(1, cuda::ChosenTokens{});
   }
 
   void fill() {
     std::normal_distribution<float> normal(0.0f, 3.0f);
     for (int32_t row = 0; row < rows; ++row) {
-      float* to = logits.data() + static_cast<size_t>(row) * vocab;
+      float* to = logits.host.data() + static_cast<size_t>(row) * vocab;
       const auto kind = random() % 8;
       for (int32_t i = 0; i < vocab; ++i) {
         to[i] = kind == 0 ? 1.0f : kind == 1 ? std::round(normal(random)) : normal(random);
@@ -99,47 +84,43 @@ struct Fixture {
       task.kind = random() % 2 == 0 ? LogitTask::kBest : LogitTask::kDraw;
       task.draw.key = random();
       task.draw.inverse_temperature = 1.0 / std::uniform_real_distribution<double>(0.2, 3)(random);
-      task.slot = random() % 5 == 0 ? -1 : slots[row];
+      task.slot = slots[row];
       tasks.host[row] = task;
     }
     tasks.upload();
-    std::fill(last_token.host.begin(), last_token.host.end(), kUntouched);
-    last_token.upload();
-    for (auto& part : parts) {
-      const DeviceLogits& view = part->rows;
-      for (int32_t row = 0; row < rows; ++row) {
-        std::copy_n(logits.data() + static_cast<size_t>(row) * vocab + view.vocab_begin, view.vocab,
-                    part->logits.host.data() + static_cast<size_t>(row) * view.vocab);
-      }
-      part->logits.upload();
-    }
+    std::fill(newest.host.begin(), newest.host.end(), kUntouched);
+    newest.upload();
+    logits.upload();
   }
 
   void run() {
     next();
-    for (int32_t rank = 0; rank < ranks; ++rank) {
-      Part& part = *parts[rank];
-      cuda::launch_logit_scan(part.rows, tasks.device, rows, true,
-                              {part.partial.device, part.arrivals.device},
-                              answers.device + static_cast<size_t>(rank) * rows,
-                              ranks == 1 ? last_token.device : nullptr, nullptr);
-    }
-    if (ranks > 1) {
-      cuda::launch_merge_answers(answers.device, ranks, tasks.device, rows, last_token.device,
-                                 merged.device, nullptr);
-    }
+    cuda::launch_logit_scan(view, tasks.device, rows, true, {partial.device, arrivals.device},
+                            answers.device, nullptr);
+    cuda::ChooseTokens choose;
+    choose.tasks = tasks.device;
+    choose.answers = answers.device;
+    choose.count = rows;
+    choose.newest = newest.device;
+    choose.chosen = chosen.device;
+    choose.number = ++number;
+    cuda::launch_choose(choose, nullptr);
     CHECK_CUDA(cudaDeviceSynchronize());
-    const auto tokens = last_token.download();
-    const auto found = ranks == 1 ? answers.download() : merged.download();
+    const auto tokens = newest.download();
+    const auto told = chosen.download();
     std::vector<int32_t> wanted(tokens.size(), kUntouched);
     for (int32_t row = 0; row < rows; ++row) {
       const LogitTask& task = tasks.host[row];
-      const int32_t token = expected(logits.data() + static_cast<size_t>(row) * vocab, vocab, task);
-      if (task.slot >= 0) wanted[task.slot] = token;
-      EXPECT(found[row].token == token, "vocabulary %d, %d ranks, row %d, kind %d: %d, expected %d",
-             vocab, ranks, row, task.kind, found[row].token, token);
+      const int32_t token =
+          expected(logits.host.data() + static_cast<size_t>(row) * vocab, vocab, task);
+      wanted[task.slot] = std::max(token, 0);
+      EXPECT(told[0].tokens[row] == token, "vocabulary %d, row %d, kind %d: %d, expected %d", vocab,
+             row, task.kind, told[0].tokens[row], token);
     }
-    EXPECT(wanted == tokens, "last tokens of a vocabulary of %d, %d ranks", vocab, ranks);
+    EXPECT(told[0].number == number, "choices %llu are told as %llu",
+           static_cast<unsigned long long>(number),
+           static_cast<unsigned long long>(told[0].number));
+    EXPECT(wanted == tokens, "newest tokens of a vocabulary of %d", vocab);
   }
 };
 
@@ -154,10 +135,8 @@ int run() {
       given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
   std::printf("TRIREME_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
   for (const int32_t vocab : {1, 2, 259, 4096, 4097, 16384, 50257}) {
-    for (int32_t ranks = 1; ranks <= 4; ++ranks) {
-      Fixture fixture(seed + static_cast<uint64_t>(vocab * 8 + ranks), vocab, 17, ranks);
-      for (int i = 0; i < 3; ++i) fixture.run();  // the scratch is as a run left it
-    }
+    Fixture fixture(seed + static_cast<uint64_t>(vocab), vocab, 17);
+    for (int i = 0; i < 9; ++i) fixture.run();  // the scratch is as a run left it
   }
   std::printf(failures == 0 ? "passed\n" : "%d failures\n", failures);
   return failures == 0 ? 0 : 1;

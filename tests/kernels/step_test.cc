@@ -100,7 +100,7 @@ class SmallDecoder {
   void begin(const StepPlan& plan) {
     plan_ = &plan;
     b_.begin_step(
-        {plan.tokens, plan.groups, kWindows, plan.logit_tokens, kKvHeads, kDim, kBlockSize});
+        {plan.tokens, {}, plan.groups, kWindows, plan.logit_tokens, kKvHeads, kDim, kBlockSize});
     for (GuardedMatrix& m : scratch_) m.poison();
   }
   // Logits of the step's logit tokens; with `recorded` through repeat().
@@ -352,7 +352,7 @@ TEST_P(StepTest, RecordedWorkOutlivesNoMove) {
     const std::vector<std::vector<AttentionRow>> groups(7, {{0, 1, 0, &block}});
     const std::vector<int> windows(7, 0);
     const std::vector<int32_t> token{1};
-    b.begin_step({token, groups, windows, token, kKvHeads, kDim, kBlockSize});
+    b.begin_step({token, {}, groups, windows, token, kKvHeads, kDim, kBlockSize});
     b.synchronize();
   }
   for (int i = 0; i < 4; ++i) run(sequences.plan(decode), true);

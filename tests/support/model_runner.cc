@@ -43,10 +43,10 @@ ModelRank::ModelRank(const WeightSource& source, const ParallelLayout& layout, R
       groups_(kv_groups(source.config())) {
   const int rank = links.world.rank();
   const ModelConfig& config = source.config();
-  Communicator& tp = links.device_tp ? static_cast<Communicator&>(*links.device_tp) : *links.tp;
+  sums_ = make_tensor_sums(*links.tp, links.device_tp.get(), *backend_, config.hidden);
   decoder_ =
       std::make_unique<Decoder>(config, layout, rank, load_weights(source, layout, rank, *backend_),
-                                *backend_, tp, options.max_tokens);
+                                *backend_, *sums_, options.max_tokens);
   const int per_sequence = (options.max_context + options.block_size - 1) / options.block_size;
   const std::vector<int32_t> blocks(groups_.windows.size(), per_sequence * options.sequences);
   cache_ = std::make_unique<KvCache>(config, groups_, layout.stage(rank).layers,
@@ -94,7 +94,7 @@ void ModelRank::make_batch(std::span<const Chunk> chunks) {
 
 const Logits& ModelRank::step(std::span<const Chunk> chunks) {
   make_batch(chunks);
-  const DecoderBatch batch{tokens_, rows_, batch_tables_, logit_tokens_};
+  const DecoderBatch batch{tokens_, {}, rows_, batch_tables_, logit_tokens_};
   const auto tokens = static_cast<int64_t>(tokens_.size());
   Communicator& world = links_.world;
   const int64_t vocab = layout_.stage(world.rank()).shards.back().vocab.end();

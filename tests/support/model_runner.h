@@ -12,6 +12,7 @@
 #include "parallel/device_communicator.h"
 #include "parallel/stage_edge.h"
 #include "runtime/model/decoder.h"
+#include "runtime/model/tensor_sums_start.h"
 
 namespace trireme {
 
@@ -77,6 +78,7 @@ class ModelRank {
   StageEdge edge_;
   ThreadPool pool_{1};
   std::unique_ptr<Backend> backend_;
+  std::unique_ptr<TensorSums> sums_;
   std::unique_ptr<Decoder> decoder_;
   KvGroups groups_;
   std::unique_ptr<KvCache> cache_;

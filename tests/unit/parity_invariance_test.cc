@@ -216,8 +216,9 @@ TEST(Decoder, RefusesWhatItCannotCompute) {
     ThreadPool pool(1);
     const auto backend = make_cpu_backend(pool, CpuIsa::kReference);
     const auto single = make_single_communicator();
+    TensorSums sums(*single, *backend);
     try {
-      Decoder decoder(config, layout, 0, {}, *backend, *single, 16);
+      Decoder decoder(config, layout, 0, {}, *backend, sums, 16);
     } catch (const Error& error) {
       return error.code() == ErrorCode::kUnimplemented;
     }

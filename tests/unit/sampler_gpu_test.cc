@@ -8,6 +8,7 @@
 
 #include "base/thread_pool.h"
 #include "kernels/cuda_module.h"
+#include "tests/support/gpu_ranks.h"
 #include "tests/unit/sampler_cases.h"
 
 namespace trireme {
@@ -18,7 +19,7 @@ namespace {
 class GpuPlace final : public LogitPlace {
  public:
   explicit GpuPlace(ThreadPool& pool) : backend_(make_cuda_backend(pool, 0)) {}
-  std::unique_ptr<LogitRows> rows() override { return backend_->make_logit_rows(); }
+  std::unique_ptr<LogitRows> rows() override { return backend_->make_logit_rows(1); }
   MatrixView put(std::vector<float>& values, int64_t rows, int64_t cols) override {
     values_ = backend_->upload(values);
     return matrix_f32(reinterpret_cast<float*>(values_.data()), rows, cols);
@@ -139,6 +140,109 @@ TEST(SamplerGpu, ManyDraws) {
       expect_as_on_host(cases);
     }
   }
+}
+
+// Tokens chosen on the device, by ranks that exchange what they found through each other's memory.
+std::vector<int32_t> choose_on_gpu(const std::vector<Case>& cases, int ranks) {
+  GpuRanks world(ranks, 1024);
+  const auto vocab = static_cast<int64_t>(cases.front().logits.size());
+  const auto parts = uneven_parts(vocab, ranks);
+  auto group = make_thread_communicators(ranks, "tp");
+  std::vector<std::vector<int32_t>> results(static_cast<size_t>(ranks));
+  std::vector<std::thread> threads;
+  for (size_t rank = 0; rank < results.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      const Part part = parts[rank];
+      Backend& backend = world.backend(rank);
+      Sampler sampler(*group[rank], part, vocab, backend.make_logit_rows(256));
+      std::vector<float> logits;
+      std::vector<SampleRow> rows;
+      std::vector<int32_t> slots;
+      for (const Case& one : cases) {
+        logits.insert(logits.end(), one.logits.begin() + part.begin,
+                      one.logits.begin() + part.end());
+        SampleRow row;
+        row.params = &one.params;
+        row.output_index = one.output_index;
+        row.position = static_cast<int32_t>(one.generated.size());
+        rows.push_back(row);
+        slots.push_back(static_cast<int32_t>(slots.size() * 2 + 1));
+      }
+      const auto count = static_cast<int64_t>(cases.size());
+      ASSERT_TRUE(sampler.can_queue(rows));
+      for (int round = 0; round < 5; ++round) {  // more than may be on their way at a time
+        const Buffer values = backend.upload(logits);
+        const uint64_t number = sampler.queue(
+            matrix_f32(values.as<float>(), count, part.count), rows, slots);
+        while (!sampler.done(number)) std::this_thread::yield();
+        std::vector<int32_t> tokens;
+        sampler.take(number, tokens);
+        if (round > 0) {
+          EXPECT_EQ(tokens, results[rank]);
+        }
+        results[rank] = tokens;
+        backend.synchronize();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const auto& result : results) EXPECT_EQ(result, results[0]);
+  return results[0];
+}
+
+TEST(SamplerGpu, ChosenOnTheDevice) {
+  uint64_t seed = fresh_seed() + 3000000;
+  for (const int vocab : {259, 4097, 128256}) {
+    std::vector<Case> cases;
+    for (int i = 0; i < 40; ++i) {
+      Case one = random_case(++seed, vocab);
+      SamplingParams& params = one.params;
+      one.score = false;
+      params.top_k = 0;
+      params.top_p = 1.0f;
+      params.min_p = 0.0f;
+      params.logprobs = -1;
+      params.repetition_penalty = 1.0f;
+      params.presence_penalty = params.frequency_penalty = 0.0f;
+      if (i % 3 == 0) spoil(one.logits, seed);
+      cases.push_back(std::move(one));
+    }
+    const auto host = sample_on_host(cases);
+    for (const int ranks : {1, 2, 3, 4}) {
+      const auto tokens = choose_on_gpu(cases, ranks);
+      for (size_t i = 0; i < cases.size(); ++i) {
+        EXPECT_EQ(tokens[i], host[i].token) << "case " << i << " on " << ranks << " ranks";
+      }
+    }
+  }
+}
+
+// What needs more than one look is not queued.
+TEST(SamplerGpu, WhatIsNotQueued) {
+  auto single = make_single_communicator();
+  ThreadPool pool(1);
+  const auto backend = make_cuda_backend(pool, 0);
+  Sampler sampler(*single, {0, 1000}, 1000, backend->make_logit_rows(4));
+  SamplingParams params;
+  SampleRow row;
+  row.params = &params;
+  const auto queued = [&] { return sampler.can_queue({&row, 1}); };
+  EXPECT_TRUE(queued());
+  params.temperature = 0;
+  EXPECT_TRUE(queued());
+  params.logprobs = 0;
+  EXPECT_FALSE(queued());
+  params.logprobs = -1;
+  params.presence_penalty = 0.5f;
+  EXPECT_FALSE(queued());
+  params.presence_penalty = 0;
+  params.temperature = 1;
+  params.top_p = 0.9f;
+  EXPECT_FALSE(queued());
+  row.params = nullptr;
+  row.target = 3;
+  EXPECT_FALSE(queued());
+  EXPECT_FALSE(sampler.can_queue({}));
 }
 
 }  // namespace

@@ -1,0 +1,164 @@
+#include "runtime/model/tensor_sums.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+
+#include "base/error.h"
+
+namespace trireme {
+namespace {
+
+using Way = SumChoice::Way;
+
+// Without a measurement: what an H100 host's NVLink shows.
+SumTable default_table(int ranks) {
+  const int64_t one_shot = ranks <= 2 ? int64_t{1} << 20 : int64_t{64} << 10;
+  std::vector<SumChoice> choices{{one_shot, Way::kOneShot, 0, 0.0}};
+  if (ranks > 2) choices.push_back({int64_t{1} << 20, Way::kTwoShots, 0, 0.0});
+  return {choices, choices};
+}
+
+PeerShots shots_of(Way way) { return way == Way::kOneShot ? PeerShots::kOne : PeerShots::kTwo; }
+
+int64_t bytes_of(int64_t rows, int64_t cols, DType dtype) {
+  return rows * cols * static_cast<int64_t>(size_of(dtype));
+}
+
+}  // namespace
+
+const char* to_string(SumChoice::Way way) {
+  switch (way) {
+    case Way::kCommunicator: return "communicator";
+    case Way::kOneShot: return "one-shot";
+    case Way::kTwoShots: return "two-shots";
+  }
+  return "?";
+}
+
+const SumChoice& SumTable::of(bool is_fused, int64_t bytes) const {
+  static const SumChoice communicator;
+  const auto& choices = is_fused ? fused : plain;
+  const auto it = std::find_if(choices.begin(), choices.end(),
+                               [bytes](const SumChoice& one) { return bytes <= one.bytes; });
+  return it == choices.end() ? communicator : *it;
+}
+
+TensorSums::TensorSums(Communicator& tp, Backend& backend, std::unique_ptr<PeerSums> peers)
+    : tp_(tp), backend_(backend), peers_(std::move(peers)) {
+  if (peers_ != nullptr) table_ = default_table(tp.size());
+  const char* named = std::getenv("TRIREME_ALL_REDUCE");
+  if (named == nullptr || *named == 0 || std::string(named) == "auto") return;
+  for (const Way way : {Way::kCommunicator, Way::kOneShot, Way::kTwoShots}) {
+    if (std::string(named) != to_string(way)) continue;
+    forced_ = true;
+    forced_way_ = way;
+    return;
+  }
+  fail(ErrorCode::kInvalidArgument,
+       "TRIREME_ALL_REDUCE: '{}' is not auto, communicator, one-shot or two-shots", named);
+}
+
+SumChoice TensorSums::choose(bool fused, int64_t rows, int64_t cols, DType dtype) const {
+  if (peers_ == nullptr || !peers_->takes(rows, cols, dtype)) return {};
+  SumChoice choice = table_.of(fused, bytes_of(rows, cols, dtype));
+  if (forced_) choice.way = forced_way_;
+  return choice;
+}
+
+void TensorSums::run_plain(const SumChoice& choice, MatrixView x) {
+  if (choice.way == Way::kCommunicator) {
+    tp_.all_reduce_sum(x.data, x.rows * x.cols, x.dtype, {backend_.stream()});
+  } else {
+    peers_->sum(x, shots_of(choice.way), choice.blocks);
+  }
+}
+
+void TensorSums::run_fused(const SumChoice& choice, MatrixView residual, MatrixView delta,
+                           const float* weight, float eps, MatrixView out) {
+  if (choice.way == Way::kCommunicator) {
+    tp_.all_reduce_sum(delta.data, delta.rows * delta.cols, delta.dtype, {backend_.stream()});
+    backend_.add_rms_norm(residual, delta, weight, eps, out);
+  } else {
+    peers_->add_rms_norm(residual, delta, weight, eps, out, shots_of(choice.way));
+  }
+}
+
+void TensorSums::add_up(MatrixView x) {
+  if (tp_.size() == 1 || omitted_) return;
+  run_plain(choose(false, x.rows, x.cols, x.dtype), x);
+}
+
+void TensorSums::add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
+                              MatrixView out) {
+  if (omitted_) return backend_.add_rms_norm(residual, delta, weight, eps, out);
+  run_fused(choose(true, delta.rows, delta.cols, delta.dtype), residual, delta, weight, eps, out);
+}
+
+// Every rank measures the same ways in the same order; what counts is the slowest rank's time.
+void TensorSums::tune(Communicator& host, int64_t width) {
+  if (peers_ == nullptr || tp_.size() == 1) return;
+  constexpr int kTimes = 20;
+  const DType dtype = backend_.activation_dtype();
+  int64_t most = 1;
+  while (peers_->takes(2 * most, width, dtype)) most *= 2;
+  const auto memory = [&](DType type) {
+    return backend_.allocate(static_cast<size_t>(bytes_of(most, width, type)));
+  };
+  const Buffer residual = memory(DType::kF32), delta = memory(dtype), out = memory(dtype);
+  const Buffer norm = backend_.upload(std::vector<float>(static_cast<size_t>(width), 1.0f));
+  const auto view = [&](const Buffer& buffer, DType type, int64_t rows) {
+    return MatrixView{buffer.data(), type, rows, width, width};
+  };
+  backend_.fill_bytes(view(residual, DType::kF32, most), 0);
+  backend_.fill_bytes(view(delta, dtype, most), 0);
+  const auto slowest = [&](const std::function<void()>& work) {
+    double mine = backend_.measure(work, kTimes);
+    std::vector<double> all(static_cast<size_t>(host.size()));
+    host.all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+    return *std::max_element(all.begin(), all.end()) * 1e6;
+  };
+  SumTable table;
+  for (const bool fused : {true, false}) {
+    const DType type = fused ? dtype : DType::kF32;
+    auto& choices = fused ? table.fused : table.plain;
+    for (int64_t rows = 1; rows <= most && peers_->takes(rows, width, type); rows *= 2) {
+      SumChoice best;
+      for (const Way way : {Way::kCommunicator, Way::kOneShot, Way::kTwoShots}) {
+        // A row of the fused sum is one block; the plain one may be cut finer.
+        for (const int blocks : {0, 16, 64}) {
+          if (blocks > 0 && (fused || way == Way::kCommunicator)) continue;
+          SumChoice tried{bytes_of(rows, width, type), way, blocks, 0.0};
+          tried.microseconds = slowest([&] {
+            if (fused) {
+              run_fused(tried, view(residual, DType::kF32, rows), view(delta, dtype, rows),
+                        norm.as<float>(), 1e-5f, view(out, dtype, rows));
+            } else {
+              run_plain(tried, view(residual, DType::kF32, rows));
+            }
+          });
+          if (best.bytes == 0 || tried.microseconds < best.microseconds) best = tried;
+        }
+      }
+      choices.push_back(best);
+    }
+  }
+  table_ = std::move(table);
+}
+
+std::vector<std::string> TensorSums::describe() const {
+  std::vector<std::string> lines;
+  for (const bool fused : {true, false}) {
+    for (const SumChoice& one : fused ? table_.fused : table_.plain) {
+      lines.push_back(fmt::format("{} up to {} bytes: {}{}{}", fused ? "sum, add and norm" : "sum",
+                                  one.bytes, to_string(one.way),
+                                  one.blocks > 0 ? fmt::format(", {} blocks", one.blocks) : "",
+                                  one.microseconds > 0
+                                      ? fmt::format(", {:.2f} us", one.microseconds)
+                                      : ""));
+    }
+  }
+  return lines;
+}
+
+}  // namespace trireme

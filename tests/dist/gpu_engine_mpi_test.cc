@@ -1,0 +1,186 @@
+// A served model on GPUs, one rank a GPU: the same tokens whether a step is launched before the last
+// one's tokens are known or after, and whichever way the ranks' sums are made. A plain program for
+// 1, 2 or 4 ranks under launch/mpirun; exits with 77 where a rank has no GPU of its own.
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <set>
+#include <thread>
+
+#include "base/log.h"
+#include "kernels/cuda_module.h"
+#include "runtime/instance.h"
+#include "tests/unit/engine_world.h"
+
+namespace trireme {
+namespace {
+
+constexpr int kVocab = 259;
+
+// Half greedy or with a temperature alone, which are chosen on the device; half of every kind.
+std::vector<Sequence> requests(int count, int max_tokens) {
+  std::vector<Sequence> sequences;
+  for (int i = 0; i < count; ++i) {
+    Sequence one = random_sequence(static_cast<uint64_t>(i), kVocab, 1 + i * 7 % 90, max_tokens,
+                                   i % 2 == 1);
+    if (i % 4 == 2) {
+      one.sampling.temperature = 0.9f;
+      one.sampling.seed = static_cast<uint64_t>(i) * 77;
+      one.sampling.stop_ids = {3, 5, 9, 11, 40};
+      one.sampling.banned_tokens = {7};
+    }
+    sequences.push_back(std::move(one));
+  }
+  return sequences;
+}
+
+struct Ended {
+  std::vector<int32_t> tokens;
+  FinishReason finish = FinishReason::kNone;
+  bool operator==(const Ended&) const = default;
+};
+
+// All sequences at once, or one after the other, so that every step has the same rows in every run.
+std::vector<Ended> serve(Instance& instance, std::vector<Sequence> sequences, bool together) {
+  std::vector<Ended> ends(sequences.size());
+  std::mutex mutex;
+  std::condition_variable changed;
+  size_t ended = 0;
+  instance.engine().set_sink([&](std::vector<EngineEvent>&& events) {
+    const std::lock_guard lock(mutex);
+    for (const EngineEvent& event : events) {
+      Ended& one = ends[event.id];
+      if (event.token >= 0) one.tokens.push_back(event.token);
+      if (event.finish == FinishReason::kNone) continue;
+      one.finish = event.finish;
+      ++ended;
+    }
+    changed.notify_all();
+  });
+  std::thread client([&] {
+    for (size_t i = 0; i < sequences.size(); ++i) sequences[i].id = i;
+    const size_t all = sequences.size();
+    if (together) instance.engine().submit(std::move(sequences));
+    for (size_t i = 0; i < all; ++i) {
+      if (!together) instance.engine().submit({sequences[i]});
+      std::unique_lock lock(mutex);
+      changed.wait(lock, [&] { return ended > i; });
+    }
+    instance.engine().stop();
+  });
+  instance.engine().run();
+  client.join();
+  return ends;
+}
+
+struct Setting {
+  std::string look_ahead;
+  std::string all_reduce;
+};
+
+class Runs {
+ public:
+  Runs(const MpiEnvironment& environment, std::string layout)
+      : environment_(environment), layout_(std::move(layout)) {}
+
+  std::vector<Ended> run(const std::string& fixture, const Setting& setting,
+                         const std::vector<Sequence>& sequences, bool together) {
+    setenv("TRIREME_ALL_REDUCE", setting.all_reduce.c_str(), 1);
+    InstanceOptions options = small_options(fixture, layout_);
+    options.device = "cuda";
+    options.look_ahead = setting.look_ahead;
+    options.max_context = 0;
+    options.kv_memory = 256 << 20;
+    Instance instance(environment_, options);
+    if (environment_.rank() == 0) return serve(instance, sequences, together);
+    instance.worker().run();
+    return {};
+  }
+  // On rank 0: whether two runs are the same.
+  void expect_same(const std::vector<Ended>& a, const std::vector<Ended>& b,
+                   const std::string& what) {
+    size_t different = 0;
+    for (size_t i = 0; i < a.size(); ++i) different += !(a[i] == b[i]);
+    if (environment_.rank() != 0) return;
+    std::printf("%s %s: %zu outputs, %zu differ\n", layout_.c_str(), what.c_str(), a.size(),
+                different);
+    if (different > 0 || a.empty()) failed_ = true;
+  }
+  void expect_whole(const std::vector<Ended>& ends, const std::vector<Sequence>& sequences,
+                    const std::string& what) {
+    if (environment_.rank() != 0) return;
+    size_t wrong = 0, tokens = 0;
+    for (size_t i = 0; i < ends.size(); ++i) {
+      tokens += ends[i].tokens.size();
+      const auto most = static_cast<size_t>(sequences[i].sampling.max_tokens);
+      const bool length = ends[i].finish == FinishReason::kLength && ends[i].tokens.size() == most;
+      const bool stop = ends[i].finish == FinishReason::kStop && ends[i].tokens.size() <= most;
+      wrong += !length && !stop;
+    }
+    std::printf("%s %s: %zu outputs of %zu tokens, %zu wrong\n", layout_.c_str(), what.c_str(),
+                ends.size(), tokens, wrong);
+    if (wrong > 0 || ends.size() != sequences.size()) failed_ = true;
+  }
+  bool failed() const { return failed_; }
+
+ private:
+  const MpiEnvironment& environment_;
+  std::string layout_;
+  bool failed_ = false;
+};
+
+int run(int argc, char** argv) {
+  MpiEnvironment environment(&argc, &argv);
+  log::init("warn", "rank " + std::to_string(environment.rank()));
+  if (cuda_device_count() <= environment.local_rank()) {
+    if (environment.rank() == 0) std::printf("skipped: fewer GPUs than ranks\n");
+    return 77;
+  }
+  const int ranks = environment.size();
+  std::vector<std::string> layouts;
+  for (int tensor = ranks; tensor >= 1; tensor /= 2) {
+    layouts.push_back("tensor=" + std::to_string(tensor) +
+                      ",pipeline=" + std::to_string(ranks / tensor));
+  }
+  bool failed = false;
+  for (const std::string& layout : layouts) {
+    Runs runs(environment, layout);
+    const bool one_stage = layout.find("pipeline=1") != std::string::npos;
+    for (const std::string fixture : {"llama-plain", "qwen3-bf16"}) {
+      const auto some = requests(24, 24);
+      const auto base = runs.run(fixture, {"off", "auto"}, some, false);
+      runs.expect_whole(base, some, fixture);
+      if (one_stage) {
+        runs.expect_same(base, runs.run(fixture, {"on", "auto"}, some, false),
+                         fixture + ", look-ahead");
+      }
+      if (ranks > 1 && layout.find("tensor=1") == std::string::npos) {
+        const auto shot = runs.run(fixture, {"off", "one-shot"}, some, false);
+        runs.expect_whole(shot, some, fixture + ", one-shot");
+        const auto again = runs.run(fixture, {"on", "one-shot"}, some, false);
+        if (one_stage) runs.expect_same(shot, again, fixture + ", one-shot with look-ahead");
+        runs.expect_whole(runs.run(fixture, {"off", "two-shots"}, some, false), some,
+                          fixture + ", two-shots");
+        runs.expect_whole(runs.run(fixture, {"off", "communicator"}, some, false), some,
+                          fixture + ", communicator");
+      }
+      const auto many = requests(160, 40);
+      runs.expect_whole(runs.run(fixture, {"auto", "auto"}, many, true), many,
+                        fixture + ", 160 at once");
+    }
+    failed = failed || runs.failed();
+  }
+  return failed ? 1 : 0;
+}
+
+}  // namespace
+}  // namespace trireme
+
+int main(int argc, char** argv) {
+  try {
+    return trireme::run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    trireme::MpiEnvironment::abort(1);
+  }
+}

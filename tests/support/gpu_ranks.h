@@ -1,0 +1,51 @@
+// Several ranks of one process on one GPU, each with a backend and stream of its own, that write to
+// each other's memory: what ranks of several GPUs do, where a test has only one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "kernels/backend.h"
+#include "kernels/cuda_module.h"
+
+namespace trireme {
+
+// All blocks of all ranks must fit onto the GPU at a time, or they wait for each other for ever:
+// few rows.
+class GpuRanks {
+ public:
+  // For rows of up to `width` activations.
+  GpuRanks(int ranks, int64_t width) {
+    for (int rank = 0; rank < ranks; ++rank) backends_.push_back(make_cuda_backend(pool_, 0));
+    const size_t bytes = backends_[0]->peer_bytes(ranks, width);
+    const std::vector<float> zeros(bytes / sizeof(float) + 16);
+    PeerBuffers peers;
+    peers.size = ranks;
+    peers.bytes = bytes;
+    for (int rank = 0; rank < ranks; ++rank) {
+      memory_.push_back(backends_[static_cast<size_t>(rank)]->upload(zeros));
+      peers.data[static_cast<size_t>(rank)] = memory_.back().data();
+    }
+    stop_ = backends_[0]->upload(std::vector<float>(16));
+    peers.stop = stop_.as<uint32_t>();
+    for (int rank = 0; rank < ranks; ++rank) {
+      peers.rank = rank;
+      sums_.push_back(backends_[static_cast<size_t>(rank)]->make_peer_sums(peers, width));
+    }
+  }
+
+  Backend& backend(size_t rank) { return *backends_[rank]; }
+  PeerSums& sums(size_t rank) { return *sums_[rank]; }
+  size_t size() const { return backends_.size(); }
+
+ private:
+  ThreadPool pool_{1};
+  std::vector<std::unique_ptr<Backend>> backends_;
+  std::vector<Buffer> memory_;
+  Buffer stop_;
+  std::vector<std::unique_ptr<PeerSums>> sums_;
+};
+
+}  // namespace trireme
