@@ -30,6 +30,7 @@
 #include "base/peer_buffers.h"
 #include "kernels/logit_rows.h"
 #include "kernels/peer_sums.h"
+#include "kernels/streams.h"
 #include "kernels/weight.h"
 
 namespace trireme {
@@ -169,6 +170,12 @@ class Backend {
   virtual void synchronize() {}
   // Throws what has gone wrong on the device while nobody waited.
   virtual void check() {}
+  // Streams beside stream() and marks in any of them; null where ops have finished when they
+  // return.
+  virtual std::unique_ptr<SideStream> make_side_stream() { return nullptr; }
+  virtual std::unique_ptr<StreamMark> make_mark() { return nullptr; }
+  // Null where ops run on the host, whose clock tells as much.
+  virtual StepTimer* step_timer() { return nullptr; }
   // `view` (float32, contiguous rows) where the host can read and write it: the view itself, or a
   // copy that stays until the next call, after everything queued has finished.
   virtual MatrixView read_back(MatrixView view) { return view; }
@@ -264,6 +271,9 @@ class Backend {
   // to row i of out: row indices[i] of x (the last token of each sequence, before the head); both
   // float32.
   virtual void gather_rows(MatrixView x, std::span<const int32_t> indices, MatrixView out) = 0;
+
+  // to = from; of the same shape and type, contiguous.
+  virtual void copy(MatrixView from, MatrixView to);
 
   // Every byte of the matrix.
   virtual void fill_bytes(MatrixView x, uint8_t value) = 0;

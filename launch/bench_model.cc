@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "launch/bench_load.h"
+#include "runtime/trace/device_track.h"
 
 namespace trireme {
 namespace {
@@ -55,10 +56,56 @@ MachineLimits measure_limits(OfflineSession& session) {
   return limits;
 }
 
+namespace {
+
+// The stamps of this rank's GPU; made and finished on every rank, outside of session.run().
+class IdleShare {
+ public:
+  IdleShare(Instance& instance, const BenchModelOptions& options)
+      : instance_(instance), steps_(static_cast<uint64_t>(options.tokens) / 2) {
+    if (!options.idle_share) return;
+    timer_ = instance.backend().step_timer();
+    if (timer_ == nullptr) {
+      fail(ErrorCode::kInvalidArgument, "--idle-share: {} has no clock of its own",
+           instance.backend().description());
+    }
+    const auto runs = static_cast<uint64_t>(options.repeats) + 1;
+    const auto steps = static_cast<uint64_t>(options.tokens + options.batch + options.prompt);
+    timer_->start(static_cast<size_t>(std::min<uint64_t>(1 << 22, 8 * runs * steps)));
+  }
+
+  // On rank 0, when a run that counts has ended: its last step is this one.
+  void run_ended(uint64_t step) { ends_.push_back(step); }
+
+  void finish() {
+    if (timer_ != nullptr) times_ = timer_->stop();
+  }
+  void report(nlohmann::ordered_json& json) const {
+    if (timer_ == nullptr) return;
+    double sum = 0;
+    for (const uint64_t end : ends_) {
+      sum += trireme::idle_share(times_, instance_.worker().last_step(), steps_, end - 1);
+    }
+    json["gpu_idle_share"] = sum / static_cast<double>(ends_.size());
+    json["gpu_idle_steps"] = steps_ * ends_.size();
+    json["gpu_clock_resolution_ns"] = times_.resolution;
+  }
+
+ private:
+  Instance& instance_;
+  uint64_t steps_;
+  StepTimer* timer_ = nullptr;
+  std::vector<uint64_t> ends_;
+  DeviceTimes times_;
+};
+
+}  // namespace
+
 nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOptions& options,
                                     const MachineLimits& limits) {
   const ModelCost cost = cost_of(session.instance().source(), session.instance().backend());
   std::vector<double> rates;
+  IdleShare idle(session.instance(), options);
   session.run([&](Frontend& frontend) {
     for (int i = 0; i <= options.repeats; ++i) {
       const auto times = run_load(frontend, session.instance(),
@@ -68,9 +115,12 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
         fail(ErrorCode::kInvalidArgument, "--tokens: {} come too fast to be timed; ask for more",
              options.tokens);
       }
-      if (i > 0) rates.push_back(times.decode_rate());  // the first run warms up
+      if (i == 0) continue;  // it warms up
+      rates.push_back(times.decode_rate());
+      idle.run_ended(session.instance().engine().stats().scheduler.steps);
     }
   });
+  idle.finish();
   if (rates.empty()) return {};
   const double rate = median(rates);
   const double bytes_per_s = cost.bytes * rate / options.batch;
@@ -86,6 +136,7 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
   json["context"] = options.prompt;
   json["layout"] = session.instance().world().layout.describe();
   json["backend"] = session.instance().backend().description();
+  idle.report(json);
   return json;
 }
 

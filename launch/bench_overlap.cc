@@ -142,7 +142,7 @@ void prepare_bench_overlap(const BenchOverlapOptions& options, InstanceOptions& 
 
 nlohmann::ordered_json bench_overlap(OfflineSession& session, const BenchOverlapOptions& options) {
   Instance& instance = session.instance();
-  Recording recording(session);
+  Recording recording(session, instance.spans()->window().count);
   session.run([&](Frontend& frontend) {
     run_load(frontend, instance, even_load(options.sequences, options.prompt, options.tokens), 1);
   });

@@ -128,9 +128,12 @@ void add_bench(CLI::App& app, CommandBody& body) {
       app.add_subcommand("bench", "Measure decode, prefill, a pipeline, or a running server");
   bench->require_subcommand(1);
   auto decode = std::make_shared<BenchOptions>();
-  add_model_bench(*bench, "decode", "Tokens/s beside the memory's read bandwidth", bench_decode,
-                  decode, body)
-      ->add_option("--tokens", decode->model.tokens, "Tokens that each sequence generates")
+  CLI::App* command = add_model_bench(
+      *bench, "decode", "Tokens/s beside the memory's read bandwidth", bench_decode, decode, body);
+  command->add_flag(
+      "--idle-share", decode->model.idle_share,
+      "Stamp the GPU's steps, and tell the share of time in which it had nothing to do");
+  command->add_option("--tokens", decode->model.tokens, "Tokens that each sequence generates")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
   auto prefill = std::make_shared<BenchOptions>();

@@ -113,7 +113,8 @@ int trace(CommandContext& context, TraceOptions& options) {
     file.open(options.out, std::ios::binary | std::ios::trunc);
     if (!file) fail(ErrorCode::kInvalidArgument, "--out: {} cannot be written", options.out);
   });
-  Recording recording(session);
+  // What the load does beyond the last step takes room as well.
+  Recording recording(session, options.skip + options.steps + 1024);
   session.run([&](Frontend& frontend) {
     const Engine& engine = session.instance().engine();
     // A few steps more: the results of the last ones are still on their way.

@@ -11,7 +11,8 @@ namespace trireme {
 // Made on all ranks before the session runs, finished on all after it.
 class Recording {
  public:
-  explicit Recording(OfflineSession& session);
+  // `device_steps`: the steps of a device that are stamped, about; none if 0.
+  explicit Recording(OfflineSession& session, uint64_t device_steps = 0);
   // The tracks of all ranks on rank 0, nothing elsewhere.
   std::vector<RankTrack> finish();
 

@@ -46,8 +46,10 @@ class DeviceCommunicator : public Communicator {
   // What sums between these ranks' GPUs cost depends on: GPU, driver, library, number of ranks.
   virtual std::string identity() const = 0;
 
-  // split() with the type that it has.
-  virtual std::unique_ptr<DeviceCommunicator> split_device(int color, const std::string& name) = 0;
+  // split() with the type that it has. `blocks`: thread blocks that an operation of the new
+  // communicator uses at most; 0: as many as the library likes.
+  virtual std::unique_ptr<DeviceCommunicator> split_device(int color, const std::string& name,
+                                                           int blocks = 0) = 0;
   std::unique_ptr<Communicator> split(int color, const std::string& name) final {
     return split_device(color, name);
   }

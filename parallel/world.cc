@@ -34,6 +34,11 @@ void record_spans(World& world, SpanRecorder& spans) {
   record(world.tp, SpanLink::kTensor);
 }
 
+StageEdge make_stage_edge(World& world) {
+  if (!world.device_data) return {*world.data, world.layout};
+  return {world.device_incoming.get(), world.device_outgoing.get(), world.layout, world.rank};
+}
+
 void connect_devices(World& world, int device) {
   if (world.layout.world() == 1) return;
   if (world.layout.pipeline() == 1) {
@@ -41,13 +46,16 @@ void connect_devices(World& world, int device) {
     return;
   }
   world.device_data = make_nccl_communicator(*world.data, device, "device data");
-  // Of one family: an abort ends both, and neither waits for the other's kernels.
+  // Of one family: an abort ends all, and none waits for the others' kernels.
   world.device_tp = world.device_data->split_device(world.stage(), "device tp");
   if (world.device_tp->size() == 1) world.device_tp.reset();
+  StageGroups groups = connect_stages(*world.device_data, world.stage(), world.layout.pipeline());
+  world.device_incoming = std::move(groups.incoming);
+  world.device_outgoing = std::move(groups.outgoing);
   // GPUs are connected by their first message, and its sender waits on the host for the receiver;
   // later a receiver may itself wait for a plan that this sender has still to push out.
   const Buffer memory = world.device_data->allocate_symmetric(kFirstMessage);
-  StageEdge edge(*world.device_data, world.layout);
+  StageEdge edge = make_stage_edge(world);
   const MatrixView message{memory.data(), DType::kF32, 1, kFirstMessage / 4, kFirstMessage / 4};
   if (edge.has_previous()) edge.recv(message);
   if (edge.has_next()) edge.send(message);

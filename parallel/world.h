@@ -9,6 +9,7 @@
 #include "parallel/device_communicator.h"
 #include "parallel/doorbell.h"
 #include "parallel/layout.h"
+#include "parallel/stage_edge.h"
 
 namespace trireme {
 
@@ -52,7 +53,7 @@ class MpiEnvironment {
 // `control` carries plans and results, `data` pipeline activations, `tp` the reductions of this
 // rank's stage: three separate communicators, so that their messages can never meet. They carry
 // host memory. Where ranks have GPUs, device_data and device_tp carry the same things between
-// those; the sampler's candidates stay on `tp`.
+// those, as do device_incoming and device_outgoing; the sampler's candidates stay on `tp`.
 struct World {
   ParallelLayout layout;
   int rank = 0;
@@ -61,8 +62,12 @@ struct World {
   std::unique_ptr<Communicator> tp;
   std::unique_ptr<Doorbell> doorbell;
   // Null on hosts without GPUs; device_data also with one stage, device_tp with one tensor rank.
+  // device_data is all ranks; activations travel in groups of two neighbouring stages, null where
+  // there is no such stage, so that each way has a stream of its own.
   std::unique_ptr<DeviceCommunicator> device_data;
   std::unique_ptr<DeviceCommunicator> device_tp;
+  std::unique_ptr<DeviceCommunicator> device_incoming;
+  std::unique_ptr<DeviceCommunicator> device_outgoing;
 
   int stage() const { return layout.stage_of(rank); }
   int tensor_rank() const { return layout.tensor_rank_of(rank); }
@@ -72,6 +77,9 @@ struct World {
 };
 
 World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout);
+
+// The edge of this rank, over its device's communicators if it has any.
+StageEdge make_stage_edge(World& world);
 
 // Every later call of the world's communicators on host memory is recorded; `spans` must outlive
 // them. Before anything else refers to them.

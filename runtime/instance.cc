@@ -13,6 +13,7 @@
 #include "runtime/instance_phase.h"
 #include "runtime/instance_tokenizer.h"
 #include "runtime/memory.h"
+#include "runtime/model/activation_flow.h"
 #include "runtime/model/stage_costs.h"
 #include "runtime/profiles.h"
 
@@ -275,7 +276,9 @@ MemoryNeeds Instance::State::memory_needs() const {
   needs.scratch =
       kProcessBytes +
       Decoder::scratch_bytes(config, world.layout, world.rank, *backend, scheduler.token_budget,
-                             std::min<int64_t>(scheduler.token_budget, backend->max_logit_rows()));
+                             std::min<int64_t>(scheduler.token_budget, backend->max_logit_rows())) +
+      ActivationFlow::bytes(*backend, !world.first_stage(), !world.last_stage(),
+                            scheduler.token_budget, config.hidden);
   needs.kv_memory = options.kv_memory;
   needs.device = backend->device_memory();
   if (gpu) needs.advice = fitting_layout(needs.device->total);

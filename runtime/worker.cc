@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "parallel/wait.h"
+#include "runtime/model/activation_flow.h"
 #include "runtime/model/tensor_sums_start.h"
 #include "runtime/sampler.h"
 #include "runtime/worker_messages.h"
@@ -76,7 +77,10 @@ struct Worker::State {
   void remember(const StepPlan& plan, const StepResult& result);
   void collect(LaunchedStep& step);
   void finish(StepResult& result);
-  void finish_all_but(size_t steps, StepResult& result, std::vector<std::byte>& message);
+  bool is_done(const LaunchedStep& launch) const;
+  void look_after(std::chrono::steady_clock::time_point& looked);
+  void finish_oldest(StepResult& result, std::vector<std::byte>& message);
+  void attend(StepResult& result, std::vector<std::byte>& message);
 
   const ModelConfig& model;
   World& world;
@@ -87,6 +91,7 @@ struct Worker::State {
   std::unique_ptr<TensorSums> sums;
   Decoder decoder;
   StageEdge edge;
+  ActivationFlow flow;
   Backend& backend;
   std::unique_ptr<Sampler> sampler;  // last stage
   uint64_t step = 0;                 // for messages
@@ -119,7 +124,8 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
       sums(make_tensor_sums(*world.tp, world.device_tp.get(), backend_of_rank, model.hidden)),
       decoder(model, world.layout, world.rank, std::move(weights), backend_of_rank, *sums,
               config.max_tokens, logit_rows(config, backend_of_rank)),
-      edge(world.device_data ? *world.device_data : *world.data, world.layout),
+      edge(make_stage_edge(world)),
+      flow(edge, backend_of_rank, config.max_tokens, model.hidden),
       backend(backend_of_rank) {
   if (config.look_ahead && world.layout.pipeline() > 1) {
     fail(ErrorCode::kInvalidArgument, "look_ahead: {} pipeline stages; it needs a single one",
@@ -186,9 +192,9 @@ void Worker::State::compute(const StepPlan& plan) {
   batch.logit_tokens = logit_tokens;
   const SpanScope span(config.spans, SpanKind::kLayers);
   decoder.begin(batch, groups, cache);
-  if (edge.has_previous() && !omits_edges) edge.recv(decoder.hidden(tokens), {backend.stream()});
+  if (!omits_edges) flow.receive(decoder.hidden(tokens));
   decoder.forward();
-  if (edge.has_next() && !omits_edges) edge.send(decoder.hidden(tokens), {backend.stream()});
+  if (!omits_edges) flow.send(decoder.hidden(tokens));
 }
 
 void Worker::State::want_prompt(const StepPlan& plan, const PlanRow& row, size_t result) {
@@ -269,10 +275,23 @@ bool Worker::State::queue_sampling(LaunchedStep& launch) {
   return true;
 }
 
+bool Worker::State::is_done(const LaunchedStep& launch) const {
+  return launch.number == 0 || sampler->done(launch.number);
+}
+
+// For loops that wait for the device or for others: throws, every millisecond, what went wrong.
+void Worker::State::look_after(std::chrono::steady_clock::time_point& looked) {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - looked < std::chrono::milliseconds(1)) return;
+  looked = now;
+  backend.check();
+  if (DeviceCommunicator* device = device_group()) device->check();
+  world.control->check();
+}
+
 // Takes what the device has chosen, once it is there.
 void Worker::State::collect(LaunchedStep& launch) {
   if (launch.number == 0) return;
-  DeviceCommunicator* device = device_group();
   auto looked = std::chrono::steady_clock::now();
   Waiter waiter(kStepLimit, false);
   while (!sampler->done(launch.number)) {
@@ -280,11 +299,7 @@ void Worker::State::collect(LaunchedStep& launch) {
       fail(ErrorCode::kDeadlineExceeded, "step {}: the GPU has not finished in {} s",
            launch.result.step, kStepLimit.count());
     }
-    const auto now = std::chrono::steady_clock::now();
-    if (now - looked < std::chrono::milliseconds(1)) continue;
-    looked = now;
-    backend.check();
-    if (device != nullptr) device->check();
+    look_after(looked);
   }
   sampler->take(launch.number, chosen);
   launch.number = 0;
@@ -336,15 +351,34 @@ void Worker::State::finish(StepResult& result) {
   launched.pop_front();
 }
 
-// On a rank other than 0: the newest `steps` may stay as they are. Results go to rank 0.
-void Worker::State::finish_all_but(size_t steps, StepResult& result,
-                                   std::vector<std::byte>& message) {
-  while (launched.size() > steps) {
-    const SpanScope span(config.spans, SpanKind::kResult);
-    finish(result);
-    if (world.tensor_rank() != 0) continue;
+// On a rank other than 0. Results go to rank 0.
+void Worker::State::finish_oldest(StepResult& result, std::vector<std::byte>& message) {
+  const SpanScope span(config.spans, SpanKind::kResult);
+  finish(result);
+  if (world.last_stage() && !world.first_stage() && world.tensor_rank() == 0) {
     encode(result, message);
     world.control->send(message, 0, kResultTag);
+  }
+}
+
+// Results leave as soon as they are there, until there is an order: the next step is launched while
+// the device is at this one.
+void Worker::State::attend(StepResult& result, std::vector<std::byte>& message) {
+  Waiter waiter(kStepLimit, false);
+  auto looked = std::chrono::steady_clock::now();
+  while (!launched.empty()) {
+    if (is_done(launched.front())) {
+      finish_oldest(result, message);
+      waiter = Waiter(kStepLimit, false);
+      continue;
+    }
+    const bool room = launched.size() < LogitChooser::kInFlight;
+    if (room && world.control->probe(0, kOrderTag, Wait::kNever) >= 0) return;
+    if (!waiter.pause()) {
+      fail(ErrorCode::kDeadlineExceeded, "step {}: the GPU has not finished in {} s",
+           launched.front().result.step, kStepLimit.count());
+    }
+    look_after(looked);
   }
 }
 
@@ -383,6 +417,8 @@ void Worker::finish(StepResult& result) { state_->finish(result); }
 
 void Worker::omit_edges(bool omit) { state_->omits_edges = omit; }
 Decoder& Worker::decoder() { return state_->decoder; }
+const StageEdge& Worker::edge() const { return state_->edge; }
+uint64_t Worker::last_step() const { return state_->step; }
 
 void Worker::run() {
   State& state = *state_;
@@ -413,7 +449,11 @@ void Worker::run() {
         }
         launch(plan);
       }
-      state.finish_all_but(goes_on && state.config.look_ahead ? 1 : 0, result, message);
+      if (goes_on) {
+        state.attend(result, message);
+      } else {
+        while (!state.launched.empty()) state.finish_oldest(result, message);
+      }
       if (goes_on && spans != nullptr) spans->leave();
       if (order == Order::kEnd) return;
       if (order == Order::kSleep) sleep();

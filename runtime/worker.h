@@ -45,6 +45,8 @@ class Worker {
   // results of such steps mean nothing. The decoder has more of that kind.
   void omit_edges(bool omit);
   Decoder& decoder();
+  const StageEdge& edge() const;
+  uint64_t last_step() const;  // that was launched
 
   // Ranks other than 0: sleeps at the doorbell, receives plans and executes them, returns results
   // (tensor rank 0 of the last stage does), until rank 0 ends the world. An error is logged with

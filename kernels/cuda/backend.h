@@ -12,6 +12,7 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/peer_lanes.h"
 #include "kernels/cuda/step_arena.h"
+#include "kernels/cuda/step_timer.h"
 #include "kernels/cuda/weight_upload.h"
 
 namespace trireme::cuda {
@@ -35,6 +36,9 @@ class CudaBackend final : public Backend {
   void* stream() const override { return stream_; }
   void synchronize() override;
   void check() override;
+  std::unique_ptr<SideStream> make_side_stream() override;
+  std::unique_ptr<StreamMark> make_mark() override;
+  StepTimer* step_timer() override { return timer_.get(); }
   MatrixView read_back(MatrixView view) override;
   std::unique_ptr<LogitRows> make_logit_rows(int32_t slots) override;
   size_t peer_bytes(int ranks, int64_t width) const override;
@@ -70,6 +74,7 @@ class CudaBackend final : public Backend {
   void gated_activation(MatrixView gate, MatrixView up, Activation activation,
                         MatrixView out) override;
   void gather_rows(MatrixView x, std::span<const int32_t> indices, MatrixView out) override;
+  void copy(MatrixView from, MatrixView to) override;
   void fill_bytes(MatrixView x, uint8_t value) override;
 
  private:
@@ -96,6 +101,7 @@ class CudaBackend final : public Backend {
   cudaStream_t stream_ = nullptr;
   ThreadPool& pool_;
   std::unique_ptr<WeightUpload> upload_;
+  std::unique_ptr<CudaStepTimer> timer_;
   std::unique_ptr<StepArena> arena_;
   std::unique_ptr<CublasGemm> cublas_;
   Buffer skinny_workspace_;

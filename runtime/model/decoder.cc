@@ -204,18 +204,23 @@ void Decoder::sum_only(int64_t tokens) {
   });
 }
 
+// Stamps lie within what is recorded, so that they are made at every replay.
 void Decoder::forward() {
   Scratch& s = *scratch_;
   const bool last = layout_.stage_of(rank_) == layout_.pipeline() - 1;
-  if (!s.decode) return run_layers(s.tokens);
+  StepTimer* timer = backend_.step_timer();
+  const auto work = [&](int64_t rows, bool head_too) {
+    if (timer != nullptr) timer->stamp(DevicePart::kLayers);
+    run_layers(rows);
+    if (head_too) head(s.batch.logit_tokens, rows);
+    if (timer != nullptr) timer->stamp(DevicePart::kNothing);
+  };
+  if (!s.decode) return work(s.tokens, false);
   // A step of decode rows alone is the same work again and again, the head included.
   const bool head_too = last && s.batch.logit_tokens.size() == static_cast<size_t>(s.tokens) &&
                         s.tokens <= s.a.logits.rows;
   const int64_t rows = backend_.padded_rows(s.tokens);
-  backend_.repeat({rows, head_too, omits_sums_ ? 1 : 0}, [&] {
-    run_layers(rows);
-    if (head_too) head(s.batch.logit_tokens, rows);
-  });
+  backend_.repeat({rows, head_too, omits_sums_ ? 1 : 0}, [&] { work(rows, head_too); });
   s.head_is_done = head_too;
 }
 

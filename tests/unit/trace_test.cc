@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/spans.h"
 #include "runtime/trace/chrome_trace.h"
+#include "runtime/trace/device_track.h"
 #include "runtime/trace/intervals.h"
 #include "runtime/trace/overlap.h"
 #include "runtime/trace/request_log.h"
@@ -188,6 +189,44 @@ TEST(Timeline, ADeviceHidesCommunicationUnderComputing) {
   EXPECT_NEAR(overlap[0].idle, 5e-9, 1e-15);
   EXPECT_NEAR(overlap[0].bubble(), 10.0 / 235, 1e-12);
   EXPECT_THROW(measure_overlap(rows, 1, 4), Error);
+}
+
+DeviceStamp stamp_of(int64_t time, DevicePart part, uint8_t stream = 0) {
+  return {time, part, stream};
+}
+
+// Steps 8 to 10, the begin of the first of them lost.
+DeviceTimes three_steps() {
+  DeviceTimes times;
+  times.stamps = {stamp_of(100, DevicePart::kNothing),    stamp_of(110, DevicePart::kLayers),
+                  stamp_of(150, DevicePart::kNothing),    stamp_of(152, DevicePart::kSample),
+                  stamp_of(160, DevicePart::kNothing),    stamp_of(170, DevicePart::kLayers),
+                  stamp_of(210, DevicePart::kNothing),    stamp_of(100, DevicePart::kReceive, 1),
+                  stamp_of(104, DevicePart::kNothing, 1), stamp_of(155, DevicePart::kReceive, 1),
+                  stamp_of(165, DevicePart::kNothing, 1), stamp_of(220, DevicePart::kReceive, 1)};
+  return times;
+}
+
+TEST(DeviceTrack, StampsBecomeSpansOfTheirSteps) {
+  const auto spans = device_spans(three_steps(), 10, {9, 2}, 3, {});
+  ASSERT_EQ(spans.size(), 4u);
+  EXPECT_EQ(spans[0].kind, SpanKind::kLayers);
+  EXPECT_EQ(spans[0].step, 9u);
+  EXPECT_EQ(spans[0].begin, 110);
+  EXPECT_EQ(spans[0].end, 150);
+  EXPECT_EQ(spans[1].kind, SpanKind::kSample);
+  EXPECT_EQ(spans[1].step, 9u);
+  EXPECT_EQ(spans[2].step, 10u);
+  EXPECT_EQ(spans[3].kind, SpanKind::kReceive);  // step 8's is not asked for, step 10's has no end
+  EXPECT_EQ(spans[3].step, 9u);
+  EXPECT_EQ(spans[3].begin, 155);
+  EXPECT_EQ(spans[3].peer, 3);
+}
+
+TEST(DeviceTrack, IdleIsWhatIsNeitherLayersNorSampling) {
+  EXPECT_NEAR(idle_share(three_steps(), 10, 1, 10), 12.0 / 60, 1e-12);
+  EXPECT_THROW(idle_share(three_steps(), 10, 2, 10), Error);
+  EXPECT_THROW(idle_share(three_steps(), 10, 1, 11), Error);
 }
 
 PlanRow row_of(SlotId slot, int32_t position, int32_t count) {
