@@ -252,6 +252,7 @@ bool Engine::State::wait_for_work() {
   if (!live.empty()) return true;
   if (!ranks_asleep && world.control->size() > 1) {
     lock.unlock();
+    worker.settle();
     message.clear();
     send_order(*world.control, message, Order::kSleep);
     ranks_asleep = true;
@@ -295,6 +296,7 @@ void Engine::State::finish_sequences() {
 
 void Engine::State::end_ranks() {
   if (world.control->size() == 1) return;
+  worker.settle();
   wake_ranks();
   message.clear();
   send_order(*world.control, message, Order::kEnd);

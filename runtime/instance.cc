@@ -44,9 +44,7 @@ bool looks_ahead(const InstanceOptions& options, int pipeline, bool gpu) {
     fail(ErrorCode::kInvalidArgument, "look_ahead: '{}' is not auto, on or off",
          options.look_ahead);
   }
-  if (pipeline == 1) return true;
-  fail(ErrorCode::kInvalidArgument, "look_ahead: {} pipeline stages; it needs a single one",
-       pipeline);
+  return true;
 }
 
 SchedulerConfig scheduler_config_of(const InstanceOptions& options, int pipeline, bool gpu) {
@@ -61,7 +59,7 @@ SchedulerConfig scheduler_config_of(const InstanceOptions& options, int pipeline
   override_with(config.max_queue, options.max_queue);
   config.max_chunk = std::min(config.max_chunk, config.token_budget);
   config.look_ahead = looks_ahead(options, pipeline, gpu);
-  const int steps = config.look_ahead ? 2 : pipeline;
+  const int steps = pipeline + (config.look_ahead ? 1 : 0);
   config.steps_in_flight = options.steps_in_flight > 0 ? options.steps_in_flight : steps;
   return config;
 }

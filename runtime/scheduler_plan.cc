@@ -54,7 +54,7 @@ void Planner::survey() {
     }
   }
   // Each plan in flight gets its share of the decode rows, so that every stage has work.
-  const int32_t steps = work_shares(config);
+  const int32_t steps = shares_;
   decode_left_ = std::min({ready, (decoding + steps - 1) / steps, config.max_rows});
   if (prefilling > 0 && config.max_rows > 1) {
     decode_left_ = std::min(decode_left_, config.max_rows - 1);  // prefill is never shut out
@@ -248,6 +248,7 @@ void Planner::place(Entry& entry, int32_t count, PlanRow& row, FlightRow& flight
   entry.computed += count;
   state_.kv_tokens_used += count * static_cast<int64_t>(pool_.groups());
   ++entry.in_flight;
+  entry.last_step = static_cast<uint16_t>(state_.steps + 1);
   flight.entry = &entry;
   flight.end = entry.computed;
   if (entry.computed > entry.capacity) take_blocks(entry, row);

@@ -42,8 +42,16 @@ struct LaunchedStep {
   struct Row {
     size_t result = 0;
     int32_t position = 0;
+    uint32_t life = 0;  // of the slot
   };
   std::vector<Row> rows;
+};
+
+// The rows of a step whose tokens the last stage has still to tell.
+struct AwaitedRow {
+  SlotId slot = 0;
+  int32_t position = 0;  // of the token
+  uint32_t life = 0;     // of the slot
 };
 
 // How long the host waits for a step on the device.
@@ -63,6 +71,14 @@ struct Worker::State {
   std::span<const int32_t> known_tokens(const StepPlan& plan);
   void prepare(const StepPlan& plan, LaunchedStep& launch);
   void build_batch(const StepPlan& plan);
+  bool awaits_tokens() const {
+    return config.look_ahead && world.first_stage() && !world.last_stage();
+  }
+  int token_source() const { return world.layout.stages.back().first_rank; }
+  void await_tokens(const StepPlan& plan);
+  void hear_tokens();
+  void hear_what_came();
+  void tell_tokens(const StepResult& result);
   void compute(const StepPlan& plan);
   void want_logits(const StepPlan& plan, StepResult& result);
   void want_prompt(const StepPlan& plan, const PlanRow& row, size_t result);
@@ -96,7 +112,8 @@ struct Worker::State {
   std::unique_ptr<Sampler> sampler;  // last stage
   uint64_t step = 0;                 // for messages
   bool omits_edges = false;
-  std::deque<LaunchedStep> launched;  // not finished yet, the oldest first
+  std::deque<std::vector<AwaitedRow>> awaited;  // by step, the oldest first
+  std::deque<LaunchedStep> launched;            // not finished yet, the oldest first
   std::vector<LaunchedStep> spare;    // for reuse
 
   // Reused by every step.
@@ -127,10 +144,6 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
       edge(make_stage_edge(world)),
       flow(edge, backend_of_rank, config.max_tokens, model.hidden),
       backend(backend_of_rank) {
-  if (config.look_ahead && world.layout.pipeline() > 1) {
-    fail(ErrorCode::kInvalidArgument, "look_ahead: {} pipeline stages; it needs a single one",
-         world.layout.pipeline());
-  }
   if (world.last_stage()) {
     sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab,
                                         backend.make_logit_rows(config.slots));
@@ -153,6 +166,50 @@ void Worker::State::check(const StepPlan& plan) const {
   }
 }
 
+// The first of several stages learns what the last one sampled: with each step's rows, what it will
+// be told of them.
+void Worker::State::await_tokens(const StepPlan& plan) {
+  std::vector<AwaitedRow> rows;
+  for (const PlanRow& row : plan.rows) {
+    if (!row.sample) continue;
+    const int32_t position = row.position + row.count;
+    slots.queued(row.slot, position);
+    rows.push_back({row.slot, position, slots[row.slot].life});
+  }
+  if (!rows.empty()) awaited.push_back(std::move(rows));
+}
+
+// Takes the tokens of the oldest step that is awaited. A slot may have been taken anew meanwhile.
+void Worker::State::hear_tokens() {
+  if (awaited.empty()) fail(ErrorCode::kInternal, "worker: no step's tokens are awaited");
+  const std::vector<AwaitedRow> rows = std::move(awaited.front());
+  awaited.pop_front();
+  std::vector<int32_t> heard(rows.size());
+  world.data->recv(std::as_writable_bytes(std::span(heard)), token_source(), kTokensTag);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (slots[rows[i].slot].life != rows[i].life) continue;
+    slots.sampled(rows[i].slot, rows[i].position, heard[i]);
+  }
+}
+
+void Worker::State::hear_what_came() {
+  while (!awaited.empty() && world.data->probe(token_source(), kTokensTag, Wait::kNever) >= 0) {
+    hear_tokens();
+  }
+}
+
+void Worker::State::tell_tokens(const StepResult& result) {
+  if (!config.look_ahead || world.first_stage() || world.tensor_rank() != 0) return;
+  std::vector<int32_t> told;
+  for (const RowResult& row : result.rows) {
+    if (row.token != -1) told.push_back(std::max(row.token, kStandIn));
+  }
+  if (told.empty()) return;
+  for (int rank = 0; rank < world.layout.stages[0].tensor; ++rank) {
+    world.data->send(std::as_bytes(std::span(told)), rank, kTokensTag);
+  }
+}
+
 // The plan's tokens, those that it leaves open filled in: here, or by the device.
 std::span<const int32_t> Worker::State::known_tokens(const StepPlan& plan) {
   token_slots.clear();
@@ -163,6 +220,11 @@ std::span<const int32_t> Worker::State::known_tokens(const StepPlan& plan) {
     const auto at = static_cast<size_t>(row.token_begin);
     if (tokens[at] != kSampled) continue;
     const WorkerSlot& slot = slots[row.slot];
+    if (!world.first_stage()) {  // which alone reads tokens
+      tokens[at] = kStandIn;
+      continue;
+    }
+    while (awaits_tokens() && slot.pending == row.position) hear_tokens();
     tokens[at] = slot.newest;
     if (slot.pending != row.position) continue;
     token_slots.resize(tokens.size(), -1);
@@ -268,7 +330,7 @@ bool Worker::State::queue_sampling(LaunchedStep& launch) {
     const SlotId slot = launch.result.rows[one.result].slot;
     const int32_t position = one.row.position + slots[slot].prompt_tokens;
     sample_slots.push_back(slot);
-    launch.rows.push_back({one.result, position});
+    launch.rows.push_back({one.result, position, slots[slot].life});
     slots.queued(slot, position);
   }
   launch.number = sampler->queue(decoder.logits(logit_tokens), sample_rows, sample_slots);
@@ -306,6 +368,7 @@ void Worker::State::collect(LaunchedStep& launch) {
   for (size_t i = 0; i < chosen.size(); ++i) {
     RowResult& row = launch.result.rows[launch.rows[i].result];
     row.token = chosen[i] >= 0 ? chosen[i] : kNothingLeft;
+    if (slots[row.slot].life != launch.rows[i].life) continue;  // taken anew meanwhile
     slots.sampled(row.slot, launch.rows[i].position, std::max(chosen[i], kStandIn));
   }
 }
@@ -356,6 +419,7 @@ void Worker::State::finish_oldest(StepResult& result, std::vector<std::byte>& me
   const SpanScope span(config.spans, SpanKind::kResult);
   finish(result);
   if (world.last_stage() && !world.first_stage() && world.tensor_rank() == 0) {
+    tell_tokens(result);
     encode(result, message);
     world.control->send(message, 0, kResultTag);
   }
@@ -387,8 +451,10 @@ void Worker::State::prepare(const StepPlan& plan, LaunchedStep& launch) {
   const SpanScope span(config.spans, SpanKind::kPrepare);
   step = plan.step;
   check(plan);
+  hear_what_came();
   slots.apply(plan);
   build_batch(plan);
+  if (awaits_tokens()) await_tokens(plan);
   logit_tokens.clear();
   if (!spare.empty()) {
     launch = std::move(spare.back());
@@ -414,6 +480,10 @@ void Worker::launch(const StepPlan& plan) {
 }
 
 void Worker::finish(StepResult& result) { state_->finish(result); }
+
+void Worker::settle() {
+  while (!state_->awaited.empty()) state_->hear_tokens();
+}
 
 void Worker::omit_edges(bool omit) { state_->omits_edges = omit; }
 Decoder& Worker::decoder() { return state_->decoder; }
@@ -453,6 +523,7 @@ void Worker::run() {
         state.attend(result, message);
       } else {
         while (!state.launched.empty()) state.finish_oldest(result, message);
+        settle();
       }
       if (goes_on && spans != nullptr) spans->leave();
       if (order == Order::kEnd) return;

@@ -41,6 +41,9 @@ class Worker {
   // finished. Needs no other rank.
   void finish(StepResult& result);
 
+  // No step is in flight any more: takes in what ranks still have to tell of the last ones.
+  void settle();
+
   // For measurements of a stage by itself: activations are neither received nor sent, and the
   // results of such steps mean nothing. The decoder has more of that kind.
   void omit_edges(bool omit);

@@ -41,11 +41,10 @@ ErrorCode code_of(Call call) {
   return ErrorCode::kInternal;
 }
 
-// With and without look-ahead, where layouts have no stages.
+// With and without look-ahead.
 class EngineRun : public testing::TestWithParam<bool> {
  protected:
-  static InstanceOptions options_of(const std::string& model, std::string layout) {
-    if (GetParam()) layout = layout.substr(0, layout.find(",pipeline"));
+  static InstanceOptions options_of(const std::string& model, const std::string& layout) {
     auto options = small_options(model, layout);
     options.look_ahead = GetParam() ? "on" : "off";
     return options;

@@ -88,8 +88,8 @@ TEST(Instance, MistakesAreNamedOnEveryRank) {
     options.steps_in_flight = steps;
     return options;
   };
-  expect_failure(2, ahead("pipeline=2", 0), invalid, "look_ahead: 2 pipeline stages");
-  expect_failure(2, ahead("tensor=2", 3), invalid, "steps_in_flight: 3");
+  expect_failure(2, ahead("tensor=2", 1), invalid, "steps_in_flight: 1");
+  expect_failure(2, ahead("pipeline=2", 1), invalid, "steps_in_flight: 1");
 }
 
 TEST(Instance, ErrorOfOneRankIsThrownOnAll) {
