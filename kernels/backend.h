@@ -184,6 +184,11 @@ class Backend {
   // of StepInputs::token_slots. Where there are PeerSums, choose() goes over their ranks.
   virtual std::unique_ptr<LogitRows> make_logit_rows(int32_t /*slots*/) { return nullptr; }
 
+  // The device's int32 [slots] of the tokens that choose() chose last, which token_slots read;
+  // `slots` as in make_logit_rows(). Of the backend's life. Empty where tokens are chosen on the
+  // host.
+  virtual Buffer chosen_tokens(int32_t /*slots*/) { return {}; }
+
   // Memory that make_peer_sums() takes on each of `ranks` ranks, for rows of up to `width`
   // activations; 0: this backend has none.
   virtual size_t peer_bytes(int /*ranks*/, int64_t /*width*/) const { return 0; }

@@ -68,6 +68,8 @@ struct World {
   std::unique_ptr<DeviceCommunicator> device_tp;
   std::unique_ptr<DeviceCommunicator> device_incoming;
   std::unique_ptr<DeviceCommunicator> device_outgoing;
+  // The first stage's ranks, then the last one's, for what was sampled; null elsewhere.
+  std::unique_ptr<DeviceCommunicator> device_tokens;
 
   int stage() const { return layout.stage_of(rank); }
   int tensor_rank() const { return layout.tensor_rank_of(rank); }

@@ -356,6 +356,7 @@ void Instance::State::load() {
   worker_config.max_tokens = scheduler.token_budget;
   worker_config.block_size = options.block_size;
   worker_config.look_ahead = scheduler.look_ahead;
+  worker_config.shares = work_shares(scheduler);
   worker_config.spans = spans.get();
   worker = std::make_unique<Worker>(config, world, *backend, std::move(weights), std::move(*cache),
                                     worker_config);

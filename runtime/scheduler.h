@@ -46,6 +46,9 @@ void validate(const SchedulerConfig& config);
 // (at least 1 token, at most max_chunk) is kept for it.
 int32_t slot_count(const SchedulerConfig& config);
 
+// Plans in flight among which the work at hand is divided: one for each stage.
+int32_t work_shares(const SchedulerConfig& config);
+
 // max_lookups, or a number that keeps planning short beside the rows: 1,536 and 3 for each of
 // max_rows.
 int32_t lookup_budget(const SchedulerConfig& config);

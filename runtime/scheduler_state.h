@@ -128,9 +128,6 @@ struct RanksBefore {
   }
 };
 
-// Plans in flight among which the work at hand is divided: one for each stage.
-int32_t work_shares(const SchedulerConfig& config);
-
 struct FlightRow {
   Entry* entry = nullptr;
   SlotId slot = 0;

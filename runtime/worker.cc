@@ -15,6 +15,7 @@
 #include "runtime/model/activation_flow.h"
 #include "runtime/model/tensor_sums_start.h"
 #include "runtime/sampler.h"
+#include "runtime/token_return.h"
 #include "runtime/worker_messages.h"
 #include "runtime/worker_slots.h"
 
@@ -38,6 +39,7 @@ struct Wanted {
 struct LaunchedStep {
   StepResult result;
   uint64_t number = 0;  // of Sampler::queue; 0: the result is whole
+  bool told = false;    // the first stage hears its tokens from the device
   // Of the queued rows: which of the result's they are, and the position that they sample for.
   struct Row {
     size_t result = 0;
@@ -45,13 +47,6 @@ struct LaunchedStep {
     uint32_t life = 0;  // of the slot
   };
   std::vector<Row> rows;
-};
-
-// The rows of a step whose tokens the last stage has still to tell.
-struct AwaitedRow {
-  SlotId slot = 0;
-  int32_t position = 0;  // of the token
-  uint32_t life = 0;     // of the slot
 };
 
 // How long the host waits for a step on the device.
@@ -71,19 +66,12 @@ struct Worker::State {
   std::span<const int32_t> known_tokens(const StepPlan& plan);
   void prepare(const StepPlan& plan, LaunchedStep& launch);
   void build_batch(const StepPlan& plan);
-  bool awaits_tokens() const {
-    return config.look_ahead && world.first_stage() && !world.last_stage();
-  }
-  int token_source() const { return world.layout.stages.back().first_rank; }
-  void await_tokens(const StepPlan& plan);
-  void hear_tokens();
-  void hear_what_came();
-  void tell_tokens(const StepResult& result);
   void compute(const StepPlan& plan);
   void want_logits(const StepPlan& plan, StepResult& result);
   void want_prompt(const StepPlan& plan, const PlanRow& row, size_t result);
   void want_sample(const PlanRow& row, size_t result);
   bool queue_sampling(LaunchedStep& step);
+  void take_tokens(const StepPlan& plan, LaunchedStep& launch);
   void sample(StepResult& result);
   // What this rank's GPU waits for others through; null if for nobody.
   DeviceCommunicator* device_group() const {
@@ -110,9 +98,9 @@ struct Worker::State {
   ActivationFlow flow;
   Backend& backend;
   std::unique_ptr<Sampler> sampler;  // last stage
+  std::unique_ptr<TokenReturn> tokens_back;
   uint64_t step = 0;                 // for messages
   bool omits_edges = false;
-  std::deque<std::vector<AwaitedRow>> awaited;  // by step, the oldest first
   std::deque<LaunchedStep> launched;            // not finished yet, the oldest first
   std::vector<LaunchedStep> spare;    // for reuse
 
@@ -148,6 +136,16 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
     sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab,
                                         backend.make_logit_rows(config.slots));
   }
+  TokenReturn::Settings settings;
+  settings.look_ahead = config.look_ahead;
+  settings.slots = config.slots;
+  settings.shares = config.shares;
+  settings.vocab = model.vocab;
+  if (sampler != nullptr) {
+    settings.most_on_device =
+        std::min(sampler->most_queued(), static_cast<size_t>(logit_rows(config, backend)));
+  }
+  tokens_back = std::make_unique<TokenReturn>(world, backend, slots, settings);
   batch.tables.resize(groups.windows.size());
 }
 
@@ -166,50 +164,6 @@ void Worker::State::check(const StepPlan& plan) const {
   }
 }
 
-// The first of several stages learns what the last one sampled: with each step's rows, what it will
-// be told of them.
-void Worker::State::await_tokens(const StepPlan& plan) {
-  std::vector<AwaitedRow> rows;
-  for (const PlanRow& row : plan.rows) {
-    if (!row.sample) continue;
-    const int32_t position = row.position + row.count;
-    slots.queued(row.slot, position);
-    rows.push_back({row.slot, position, slots[row.slot].life});
-  }
-  if (!rows.empty()) awaited.push_back(std::move(rows));
-}
-
-// Takes the tokens of the oldest step that is awaited. A slot may have been taken anew meanwhile.
-void Worker::State::hear_tokens() {
-  if (awaited.empty()) fail(ErrorCode::kInternal, "worker: no step's tokens are awaited");
-  const std::vector<AwaitedRow> rows = std::move(awaited.front());
-  awaited.pop_front();
-  std::vector<int32_t> heard(rows.size());
-  world.data->recv(std::as_writable_bytes(std::span(heard)), token_source(), kTokensTag);
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (slots[rows[i].slot].life != rows[i].life) continue;
-    slots.sampled(rows[i].slot, rows[i].position, heard[i]);
-  }
-}
-
-void Worker::State::hear_what_came() {
-  while (!awaited.empty() && world.data->probe(token_source(), kTokensTag, Wait::kNever) >= 0) {
-    hear_tokens();
-  }
-}
-
-void Worker::State::tell_tokens(const StepResult& result) {
-  if (!config.look_ahead || world.first_stage() || world.tensor_rank() != 0) return;
-  std::vector<int32_t> told;
-  for (const RowResult& row : result.rows) {
-    if (row.token != -1) told.push_back(std::max(row.token, kStandIn));
-  }
-  if (told.empty()) return;
-  for (int rank = 0; rank < world.layout.stages[0].tensor; ++rank) {
-    world.data->send(std::as_bytes(std::span(told)), rank, kTokensTag);
-  }
-}
-
 // The plan's tokens, those that it leaves open filled in: here, or by the device.
 std::span<const int32_t> Worker::State::known_tokens(const StepPlan& plan) {
   token_slots.clear();
@@ -224,7 +178,7 @@ std::span<const int32_t> Worker::State::known_tokens(const StepPlan& plan) {
       tokens[at] = kStandIn;
       continue;
     }
-    while (awaits_tokens() && slot.pending == row.position) hear_tokens();
+    tokens_back->need(row.slot, row.position);
     tokens[at] = slot.newest;
     if (slot.pending != row.position) continue;
     token_slots.resize(tokens.size(), -1);
@@ -337,6 +291,20 @@ bool Worker::State::queue_sampling(LaunchedStep& launch) {
   return true;
 }
 
+// Samples, or has the device choose.
+void Worker::State::take_tokens(const StepPlan& plan, LaunchedStep& launch) {
+  const bool queued = queue_sampling(launch);
+  launch.told = tokens_back->on_device(plan);
+  if (launch.told) {
+    if (!queued) fail(ErrorCode::kInternal, "step {}: tokens are not on the device", plan.step);
+    tokens_back->tell_chosen();
+  }
+  if (queued) return;
+  for (LaunchedStep& earlier : launched) collect(earlier);  // penalties count them
+  sample(launch.result);
+  if (config.look_ahead) remember(plan, launch.result);
+}
+
 bool Worker::State::is_done(const LaunchedStep& launch) const {
   return launch.number == 0 || sampler->done(launch.number);
 }
@@ -417,9 +385,10 @@ void Worker::State::finish(StepResult& result) {
 // On a rank other than 0. Results go to rank 0.
 void Worker::State::finish_oldest(StepResult& result, std::vector<std::byte>& message) {
   const SpanScope span(config.spans, SpanKind::kResult);
+  const bool told = launched.front().told;
   finish(result);
+  if (!told) tokens_back->tell(result);
   if (world.last_stage() && !world.first_stage() && world.tensor_rank() == 0) {
-    tell_tokens(result);
     encode(result, message);
     world.control->send(message, 0, kResultTag);
   }
@@ -451,10 +420,10 @@ void Worker::State::prepare(const StepPlan& plan, LaunchedStep& launch) {
   const SpanScope span(config.spans, SpanKind::kPrepare);
   step = plan.step;
   check(plan);
-  hear_what_came();
+  tokens_back->begin(plan.step);
   slots.apply(plan);
   build_batch(plan);
-  if (awaits_tokens()) await_tokens(plan);
+  tokens_back->expect(plan);
   logit_tokens.clear();
   if (!spare.empty()) {
     launch = std::move(spare.back());
@@ -471,19 +440,13 @@ void Worker::launch(const StepPlan& plan) {
   const bool samples = state.world.last_stage();
   if (!plan.rows.empty()) state.compute(plan);
   if (!samples) return;
-  if (!state.wanted.empty() && !state.queue_sampling(launch)) {
-    for (LaunchedStep& earlier : state.launched) state.collect(earlier);  // penalties count them
-    state.sample(launch.result);
-    if (state.config.look_ahead) state.remember(plan, launch.result);
-  }
+  if (!state.wanted.empty()) state.take_tokens(plan, launch);
   state.launched.push_back(std::move(launch));
 }
 
 void Worker::finish(StepResult& result) { state_->finish(result); }
 
-void Worker::settle() {
-  while (!state_->awaited.empty()) state_->hear_tokens();
-}
+void Worker::settle() { state_->tokens_back->settle(); }
 
 void Worker::omit_edges(bool omit) { state_->omits_edges = omit; }
 Decoder& Worker::decoder() { return state_->decoder; }

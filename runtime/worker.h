@@ -22,6 +22,7 @@ struct WorkerConfig {
   int32_t max_tokens = 512;  // as SchedulerConfig::token_budget
   int32_t block_size = 16;
   bool look_ahead = false;  // as SchedulerConfig::look_ahead
+  int32_t shares = 1;       // as work_shares()
   SpanRecorder* spans = nullptr;  // of this rank's thread, for a trace; must outlive the worker
 };
 

@@ -21,7 +21,8 @@ struct WorkerSlot {
   int32_t counted = 0;  // positions that are in `counts`
   int32_t newest = -1;   // the token sampled last, once sampled() has told it
   int32_t pending = -1;  // position of the token that is chosen, but not known here; -1: none
-  uint32_t life = 0;     // how often it was taken
+  bool pending_on_device = false;  // of this rank, or on its way there
+  uint32_t life = 0;               // how often it was taken
   int32_t next = -1;    // position of the token that the newest row samples; -1: it samples none
 };
 
@@ -37,7 +38,7 @@ class WorkerSlots {
   void sampled(SlotId slot, int32_t position, int32_t token);
   // The token for a position is on the device or on another rank, and sampled() will tell it later,
   // unless the slot has another `life` by then.
-  void queued(SlotId slot, int32_t position);
+  void queued(SlotId slot, int32_t position, bool on_device = true);
   const WorkerSlot& operator[](SlotId slot) const { return slots_[static_cast<size_t>(slot)]; }
 
  private:

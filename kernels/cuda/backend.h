@@ -41,6 +41,7 @@ class CudaBackend final : public Backend {
   StepTimer* step_timer() override { return timer_.get(); }
   MatrixView read_back(MatrixView view) override;
   std::unique_ptr<LogitRows> make_logit_rows(int32_t slots) override;
+  Buffer chosen_tokens(int32_t slots) override;
   size_t peer_bytes(int ranks, int64_t width) const override;
   std::unique_ptr<PeerSums> make_peer_sums(PeerBuffers peers, int64_t width) override;
   double measure(const std::function<void()>& work, int times) override;
