@@ -25,6 +25,7 @@ class Planner {
  private:
   void make_room_for_priority();
   void survey();
+  int32_t decode_share(int32_t decoding, int32_t ready) const;
   void plan_running();
   void prefetch(size_t index) const;
   void plan_running(size_t index);

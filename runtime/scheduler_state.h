@@ -142,7 +142,8 @@ struct FlightRow {
 struct Flight {
   uint64_t step = 0;
   int64_t prefill_tokens = 0;
-  std::vector<FlightRow> rows;
+  int32_t decode_rows = 0;
+  std::vector<FlightRow> rows;  // decode rows first
 };
 
 // Blocks of a sequence that is gone. They are released a few thousand a step: many long sequences
