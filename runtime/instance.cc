@@ -34,11 +34,12 @@ int32_t default_threads(int local_size) {
   return std::max(1, limits.bound ? limits.cores : limits.cores / std::max(1, local_size));
 }
 
-// Whether a step is launched before the last one's tokens are known.
+// Whether a step is launched before the tokens that it goes on from are known to rank 0. One stage
+// on a CPU gains nothing: its one thread does all of it.
 bool looks_ahead(const InstanceOptions& options, int pipeline, bool gpu) {
   if (options.look_ahead == "off") return false;
   if (options.look_ahead == "auto") {
-    return gpu && pipeline == 1 && options.steps_in_flight == 0;
+    return (gpu || pipeline > 1) && options.steps_in_flight == 0;
   }
   if (options.look_ahead != "on") {
     fail(ErrorCode::kInvalidArgument, "look_ahead: '{}' is not auto, on or off",

@@ -40,8 +40,8 @@ struct InstanceOptions {
   int64_t kv_memory = 0;          // bytes per rank; 0: what max_running sequences can use, at most
                                   // a share of the free memory
   bool prefix_cache = true;
-  int steps_in_flight = 0;  // 0: one per pipeline stage; 2 with look_ahead
-  // on, off. auto: on with GPUs, where launching only queues work, and one stage.
+  int steps_in_flight = 0;  // 0: one per pipeline stage, and one more with look_ahead
+  // on, off. auto: on with GPUs, where launching only queues work, and with several stages.
   std::string look_ahead = "auto";
   StepWindow record;  // steps whose spans are recorded, for a trace
 };

@@ -180,6 +180,25 @@ TEST(Instance, DefaultsComeFromTheModel) {
   EXPECT_FALSE(instance.scheduler_config().look_ahead);  // on CPU
 }
 
+TEST(Instance, StagesLookAhead) {
+  InstanceOptions options = small_options("llama-plain", "pipeline=3");
+  {
+    EngineWorld world(options);
+    EXPECT_EQ(world.instance().scheduler_config().steps_in_flight, 4);
+    EXPECT_TRUE(world.instance().scheduler_config().look_ahead);
+  }
+  options.look_ahead = "off";
+  {
+    EngineWorld world(options);
+    EXPECT_EQ(world.instance().scheduler_config().steps_in_flight, 3);
+  }
+  options.look_ahead = "auto";
+  options.steps_in_flight = 2;
+  EngineWorld world(options);
+  EXPECT_EQ(world.instance().scheduler_config().steps_in_flight, 2);
+  EXPECT_FALSE(world.instance().scheduler_config().look_ahead);
+}
+
 class FakeRoot {
  public:
   FakeRoot() {
