@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -63,23 +62,18 @@ struct Findings {
 
 std::string plot(const Findings& found, const std::string& heading) {
   BarPanel time{"A step of each stage", "ms", {"compute", "exposed", "idle"}, {}, 0};
-  BarPanel share{"Communication", "ms a step", {"hidden", "", "exposed"}, {}, 0};
-  double slowest = 0;
-  for (const StageOverlap& one : found.overlap) {
+  BarPanel share{"Communication", "ms a step", {"hidden", "exposed"}, {}, 0};
+  BarPanel alone{"Stages by themselves (line: the step)", "ms", {"alone"}, {}, 0};
+  for (size_t i = 0; i < found.overlap.size(); ++i) {
+    const StageOverlap& one = found.overlap[i];
     const std::string name = fmt::format("stage {}", one.stage);
-    // The third colour is the plain grey; "exposed" keeps its colour in both panels.
     time.bars.push_back({name, {1e3 * one.compute, 1e3 * one.exposed, 1e3 * one.idle}});
     share.bars.push_back({name, {1e3 * (one.communication - one.exposed), 1e3 * one.exposed}});
+    alone.bars.push_back({name, {1e3 * found.times[i].alone}});
   }
-  share.legend = {"hidden", "exposed"};
-  BarPanel bound{"Stages by themselves (line: the step)", "ms", {"alone"}, {}, 0};
-  for (size_t i = 0; i < found.times.size(); ++i) {
-    bound.bars.push_back({fmt::format("stage {}", i), {1e3 * found.times[i].alone}});
-    slowest = std::max(slowest, found.times[i].alone);
-  }
-  bound.mark = 1e3 * found.overlap[0].step;
+  alone.mark = 1e3 * found.overlap[0].step;
   return svg_begin(1140, 340, heading) + draw(time, 10, 30) + draw(share, 390, 30) +
-         draw(bound, 770, 30) + svg_end();
+         draw(alone, 770, 30) + svg_end();
 }
 
 nlohmann::ordered_json to_json(const Findings& found, OfflineSession& session,

@@ -57,6 +57,7 @@ bool TokenReturn::on_device(const StepPlan& plan) const {
 
 void TokenReturn::begin(uint64_t step) {
   if (!awaits_) return;
+  waits_ = false;
   hear_what_came();
   while (!awaited_on_device_.empty() &&
          awaited_on_device_.front() + static_cast<uint64_t>(shares_) <= step) {
@@ -68,7 +69,7 @@ void TokenReturn::need(SlotId id, int32_t position) {
   const WorkerSlot& slot = slots_[id];
   if (!awaits_ || slot.pending != position) return;
   if (slot.pending_on_device) {
-    arrived_->await(backend_.stream());
+    if (!std::exchange(waits_, true)) arrived_->await(backend_.stream());
     return;
   }
   while (slot.pending == position) hear();

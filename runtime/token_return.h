@@ -75,6 +75,7 @@ class TokenReturn {
   std::vector<int> peers_;  // in World::device_tokens: who sends to this rank, or to whom it sends
   std::unique_ptr<SideStream> stream_;
   std::unique_ptr<StreamMark> reached_, arrived_;
+  bool waits_ = false;  // the ops of this step do
 };
 
 }  // namespace trireme
