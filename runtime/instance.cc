@@ -359,8 +359,13 @@ void Instance::State::load() {
   worker_config.look_ahead = scheduler.look_ahead;
   worker_config.shares = work_shares(scheduler);
   worker_config.spans = spans.get();
-  worker = std::make_unique<Worker>(config, world, *backend, std::move(weights), std::move(*cache),
-                                    worker_config);
+  try {
+    worker = std::make_unique<Worker>(config, world, *backend, std::move(weights),
+                                      std::move(*cache), worker_config);
+  } catch (const std::exception& error) {  // the other ranks may be waiting for this one
+    abort_world(world, 0, error.what());
+    throw;
+  }
   together(*world.control, [&] {
     if (world.rank != 0) return;
     const EngineRecord record{spans.get(), requests.get()};

@@ -83,7 +83,7 @@ void TokenReturn::expect(const StepPlan& plan) {
     if (!row.sample) continue;
     const int32_t position = row.position + row.count;
     slots_.queued(row.slot, position, device);
-    rows.push_back({row.slot, position, slots_[row.slot].life});
+    rows.push_back({row.slot, position, slots_[row.slot].admission});
   }
   if (rows.empty()) return;
   if (device) {
@@ -108,7 +108,7 @@ void TokenReturn::hear() {
   world_.data->recv(std::as_writable_bytes(std::span(tokens)),
                     world_.layout.stages.back().first_rank, kTokensTag);
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (slots_[rows[i].slot].life != rows[i].life) continue;
+    if (slots_[rows[i].slot].admission != rows[i].admission) continue;
     slots_.sampled(rows[i].slot, rows[i].position, tokens[i]);
   }
 }

@@ -52,7 +52,7 @@ class TokenReturn {
   struct Row {
     SlotId slot = 0;
     int32_t position = 0;  // of the token
-    uint32_t life = 0;     // of the slot
+    uint64_t admission = 0;  // of the slot
   };
 
   void agree(size_t most_on_device);

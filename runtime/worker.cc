@@ -40,11 +40,12 @@ struct LaunchedStep {
   StepResult result;
   uint64_t number = 0;  // of Sampler::queue; 0: the result is whole
   bool told = false;    // the first stage hears its tokens from the device
-  // Of the queued rows: which of the result's they are, and the position that they sample for.
+  // Of the queued rows: which of the result's they are, the sequence's admission to its slot, and
+  // the position that they sample for.
   struct Row {
     size_t result = 0;
+    uint64_t admission = 0;
     int32_t position = 0;
-    uint32_t life = 0;  // of the slot
   };
   std::vector<Row> rows;
 };
@@ -132,6 +133,9 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
       edge(make_stage_edge(world)),
       flow(edge, backend_of_rank, config.max_tokens, model.hidden),
       backend(backend_of_rank) {
+  if (world.device_tp) {
+    tune_sums(*sums, *world.tp, *world.device_tp, decoder.sum_buffers());
+  }
   if (world.last_stage()) {
     sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab,
                                         backend.make_logit_rows(config.slots));
@@ -284,7 +288,7 @@ bool Worker::State::queue_sampling(LaunchedStep& launch) {
     const SlotId slot = launch.result.rows[one.result].slot;
     const int32_t position = one.row.position + slots[slot].prompt_tokens;
     sample_slots.push_back(slot);
-    launch.rows.push_back({one.result, position, slots[slot].life});
+    launch.rows.push_back({one.result, slots[slot].admission, position});
     slots.queued(slot, position);
   }
   launch.number = sampler->queue(decoder.logits(logit_tokens), sample_rows, sample_slots);
@@ -336,7 +340,8 @@ void Worker::State::collect(LaunchedStep& launch) {
   for (size_t i = 0; i < chosen.size(); ++i) {
     RowResult& row = launch.result.rows[launch.rows[i].result];
     row.token = chosen[i] >= 0 ? chosen[i] : kNothingLeft;
-    if (slots[row.slot].life != launch.rows[i].life) continue;  // taken anew meanwhile
+    // The slot of a sequence that has ended may have another by now: rank 0 knew the token earlier.
+    if (slots[row.slot].admission != launch.rows[i].admission) continue;
     slots.sampled(row.slot, launch.rows[i].position, std::max(chosen[i], kStandIn));
   }
 }
@@ -502,9 +507,11 @@ void abort_world(World& world, uint64_t step, const char* what) {
   const std::string line = fmt::format("rank {} {} tp{} pp{} step {}: {}", world.rank, host_name(),
                                        world.tensor_rank(), world.stage(), step, what);
   log::error("{}", line);
-  for (Communicator* group : {world.tp.get(), world.data.get(), world.control.get()}) {
+  for (Communicator* group : {static_cast<Communicator*>(world.device_tp.get()),
+                              static_cast<Communicator*>(world.device_data.get()), world.tp.get(),
+                              world.data.get(), world.control.get()}) {
     try {
-      group->abort(line);
+      if (group != nullptr) group->abort(line);
     } catch (const std::exception&) {  // already down
     }
   }

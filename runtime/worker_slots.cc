@@ -48,7 +48,7 @@ void WorkerSlots::apply(const StepPlan& plan) {
 void WorkerSlots::admit(const SlotInit& init) {
   WorkerSlot& slot = slots_[static_cast<size_t>(init.slot)];
   slot.taken = true;
-  ++slot.life;
+  slot.admission = ++admissions_;
   slot.output_index = init.output_index;
   slot.prompt_tokens = init.prompt_tokens;
   slot.sampling = init.sampling;

@@ -13,6 +13,7 @@ namespace trireme {
 
 struct WorkerSlot {
   bool taken = false;
+  uint64_t admission = 0;  // of all: tells a sequence from those that had the slot before
   uint32_t output_index = 0;
   int32_t prompt_tokens = 0;
   SamplingParams sampling;
@@ -22,7 +23,6 @@ struct WorkerSlot {
   int32_t newest = -1;   // the token sampled last, once sampled() has told it
   int32_t pending = -1;  // position of the token that is chosen, but not known here; -1: none
   bool pending_on_device = false;  // of this rank, or on its way there
-  uint32_t life = 0;               // how often it was taken
   int32_t next = -1;    // position of the token that the newest row samples; -1: it samples none
 };
 
@@ -37,7 +37,7 @@ class WorkerSlots {
   // token is kSampled stands for it, and it counts from here on.
   void sampled(SlotId slot, int32_t position, int32_t token);
   // The token for a position is on the device or on another rank, and sampled() will tell it later,
-  // unless the slot has another `life` by then.
+  // unless the slot has another `admission` by then.
   void queued(SlotId slot, int32_t position, bool on_device = true);
   const WorkerSlot& operator[](SlotId slot) const { return slots_[static_cast<size_t>(slot)]; }
 
@@ -52,6 +52,7 @@ class WorkerSlots {
   int32_t block_size_;
   Part vocab_;
   uint64_t epoch_ = 0;
+  uint64_t admissions_ = 0;
 };
 
 }  // namespace trireme

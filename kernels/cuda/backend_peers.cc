@@ -1,5 +1,7 @@
 // What CudaBackend does with other ranks' memory, and for those who measure it.
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 #include "base/error.h"
 #include "kernels/cuda/backend.h"
@@ -67,7 +69,15 @@ class Stopwatch {
   double end(cudaStream_t stream) {
     float ms = 0;
     TRIREME_CUDA(cudaEventRecord(end_, stream));
-    TRIREME_CUDA(cudaEventSynchronize(end_));
+    // Not cudaEventSynchronize: what is measured may wait for another rank that never comes.
+    const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    for (cudaError_t status; (status = cudaEventQuery(end_)) != cudaSuccess;) {
+      if (status != cudaErrorNotReady) TRIREME_CUDA(status);
+      if (std::chrono::steady_clock::now() > limit) {
+        fail(ErrorCode::kDeadlineExceeded, "what is measured on the GPU has not ended in 30 s");
+      }
+      std::this_thread::yield();
+    }
     TRIREME_CUDA(cudaEventElapsedTime(&ms, begin_, end_));
     return static_cast<double>(ms) * 1e-3;
   }

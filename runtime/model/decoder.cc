@@ -146,6 +146,12 @@ int64_t Decoder::scratch_bytes(const ModelConfig& config, const ParallelLayout& 
   return counter.bytes();
 }
 
+SumBuffers Decoder::sum_buffers() const {
+  const Activations& a = scratch_->a;
+  return {a.hidden, a.delta, a.normed,
+          weights_.layers.empty() ? nullptr : weights_.layers[0].attn_norm.as<float>()};
+}
+
 MatrixView Decoder::hidden(int64_t tokens) { return scratch_->a.hidden.row_range(0, tokens); }
 
 void Decoder::begin(const DecoderBatch& batch, const KvGroups& groups, const KvCache& cache) {

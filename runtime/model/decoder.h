@@ -81,6 +81,9 @@ class Decoder {
   // [tokens, vocab.count] float32 in the backend's memory, valid until the next call.
   MatrixView logits(std::span<const int32_t> tokens);
 
+  // For TensorSums::tune().
+  SumBuffers sum_buffers() const;
+
   // [tokens, hidden], contiguous, float32: what passes between stages.
   MatrixView hidden(int64_t tokens);
 

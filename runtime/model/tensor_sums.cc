@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace trireme {
 namespace {
@@ -96,22 +97,16 @@ void TensorSums::add_rms_norm(MatrixView residual, MatrixView delta, const float
 }
 
 // Every rank measures the same ways in the same order; what counts is the slowest rank's time.
-void TensorSums::tune(Communicator& host, int64_t width) {
+void TensorSums::tune(Communicator& host, const SumBuffers& buffers) {
   if (peers_ == nullptr || tp_.size() == 1) return;
   constexpr int kTimes = 20;
-  const DType dtype = backend_.activation_dtype();
+  const DType dtype = buffers.delta.dtype;
+  const int64_t width = buffers.delta.cols;
   int64_t most = 1;
-  while (peers_->takes(2 * most, width, dtype)) most *= 2;
-  const auto memory = [&](DType type) {
-    return backend_.allocate(static_cast<size_t>(bytes_of(most, width, type)));
-  };
-  const Buffer residual = memory(DType::kF32), delta = memory(dtype), out = memory(dtype);
-  const Buffer norm = backend_.upload(std::vector<float>(static_cast<size_t>(width), 1.0f));
-  const auto view = [&](const Buffer& buffer, DType type, int64_t rows) {
-    return MatrixView{buffer.data(), type, rows, width, width};
-  };
-  backend_.fill_bytes(view(residual, DType::kF32, most), 0);
-  backend_.fill_bytes(view(delta, dtype, most), 0);
+  while (2 * most <= buffers.delta.rows && peers_->takes(2 * most, width, dtype)) most *= 2;
+  for (const MatrixView& one : {buffers.residual, buffers.delta}) {
+    backend_.fill_bytes(one.row_range(0, most), 0);
+  }
   const auto slowest = [&](const std::function<void()>& work) {
     double mine = backend_.measure(work, kTimes);
     std::vector<double> all(static_cast<size_t>(host.size()));
@@ -129,12 +124,15 @@ void TensorSums::tune(Communicator& host, int64_t width) {
         for (const int blocks : {0, 16, 64}) {
           if (blocks > 0 && (fused || way == Way::kCommunicator)) continue;
           SumChoice tried{bytes_of(rows, width, type), way, blocks, 0.0};
+          log::debug("measuring {} sum of {} bytes: {}, {} blocks", fused ? "a fused" : "a plain",
+                     tried.bytes, to_string(way), blocks);
           tried.microseconds = slowest([&] {
             if (fused) {
-              run_fused(tried, view(residual, DType::kF32, rows), view(delta, dtype, rows),
-                        norm.as<float>(), 1e-5f, view(out, dtype, rows));
+              run_fused(tried, buffers.residual.row_range(0, rows),
+                        buffers.delta.row_range(0, rows), buffers.norm, 1e-5f,
+                        buffers.out.row_range(0, rows));
             } else {
-              run_plain(tried, view(residual, DType::kF32, rows));
+              run_plain(tried, buffers.residual.row_range(0, rows));
             }
           });
           if (best.bytes == 0 || tried.microseconds < best.microseconds) best = tried;

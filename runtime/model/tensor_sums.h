@@ -29,6 +29,15 @@ struct SumTable {
   const SumChoice& of(bool is_fused, int64_t bytes) const;
 };
 
+// What sums are measured on: the decoder's own matrices, of as many rows as a step may have. Memory
+// that NCCL has once seen in a graph must stay, since the peers may have mapped it.
+struct SumBuffers {
+  MatrixView residual;  // float32
+  MatrixView delta;     // of the activation type, like `out`
+  MatrixView out;
+  const float* norm = nullptr;
+};
+
 class TensorSums {
  public:
   // `tp`: the ranks whose terms are summed; device memory where the backend's is. `peers` may be
@@ -46,9 +55,10 @@ class TensorSums {
   // For measurements: every rank keeps its own terms for the sum.
   void omit(bool omit) { omitted_ = omit; }
 
-  // Measures every way for rows of `width` and takes the fastest of each size: the same on all
-  // ranks. Collective over `host`, the same ranks in host memory. Nothing to do without peers.
-  void tune(Communicator& host, int64_t width);
+  // Measures every way and takes the fastest of each size: the same on all ranks. Overwrites the
+  // buffers. Collective over `host`, the same ranks in host memory. Nothing to do without peers.
+  void tune(Communicator& host, const SumBuffers& buffers);
+  bool has_peers() const { return peers_ != nullptr; }
   // What is in force; empty without peers.
   const SumTable& table() const { return table_; }
   void set_table(SumTable table) { table_ = std::move(table); }

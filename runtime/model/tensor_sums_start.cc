@@ -85,7 +85,8 @@ std::string broadcast_text(Communicator& host, std::string text) {
   return text;
 }
 
-void use_or_measure(TensorSums& sums, Communicator& host, const std::string& key, int64_t width) {
+void use_or_measure(TensorSums& sums, Communicator& host, const std::string& key,
+                    const SumBuffers& buffers) {
   const std::string path = host.rank() == 0 ? sum_table_file(key) : "";
   const std::string kept = broadcast_text(host, path.empty() ? "" : read_text(path));
   if (!kept.empty()) {
@@ -96,7 +97,7 @@ void use_or_measure(TensorSums& sums, Communicator& host, const std::string& key
       log::debug("{}: measured again: {}", path, error.what());
     }
   }
-  sums.tune(host, width);
+  sums.tune(host, buffers);
   if (!path.empty()) write_text(path, format_sum_table(sums.table(), key));
 }
 
@@ -153,11 +154,17 @@ std::unique_ptr<TensorSums> make_tensor_sums(Communicator& host, DeviceCommunica
     if (host.rank() == 0) log::info("sums between GPUs go through NCCL alone: {}", why);
     return sums;
   }
-  use_or_measure(*sums, host, fmt::format("{}, rows of {}", device->identity(), width), width);
-  if (host.rank() == 0) {
-    for (const std::string& line : sums->describe()) log::debug("{}", line);
-  }
   return sums;
+}
+
+void tune_sums(TensorSums& sums, Communicator& host, const DeviceCommunicator& device,
+               const SumBuffers& buffers) {
+  if (!sums.has_peers()) return;
+  const std::string key =
+      fmt::format("{}, {} rows of {}", device.identity(), buffers.delta.rows, buffers.delta.cols);
+  use_or_measure(sums, host, key, buffers);
+  if (host.rank() != 0) return;
+  for (const std::string& line : sums.describe()) log::debug("{}", line);
 }
 
 }  // namespace trireme

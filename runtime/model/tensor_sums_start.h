@@ -12,11 +12,14 @@
 namespace trireme {
 
 // Collective over `host`, the tensor ranks in host memory; `device` is the same ranks' communicator
-// of device memory, null where they have none. Rows have up to `width` columns. Where the ranks
-// can map each other's memory, the ways to sum are measured (a quarter of a second) and kept in
-// sum_table_file(), so that the next start reads them.
+// of device memory, null where they have none. Rows have up to `width` columns.
 std::unique_ptr<TensorSums> make_tensor_sums(Communicator& host, DeviceCommunicator* device,
                                              Backend& backend, int64_t width);
+
+// Where the ranks map each other's memory: measures the ways to sum (a quarter of a second), or
+// takes what an earlier start has measured and kept in sum_table_file(). Collective as above.
+void tune_sums(TensorSums& sums, Communicator& host, const DeviceCommunicator& device,
+               const SumBuffers& buffers);
 
 // Where tables of this machine are kept: TRIREME_CACHE, or trireme in the user's cache folder.
 // Empty: nowhere.

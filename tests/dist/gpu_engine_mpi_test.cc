@@ -18,11 +18,14 @@ namespace {
 constexpr int kVocab = 259;
 
 // Half greedy or with a temperature alone, which are chosen on the device; half of every kind.
-std::vector<Sequence> requests(int count, int max_tokens) {
+// Prompts of up to `prompt` tokens: up to 16 are computed by kernels that are the same in every
+// start; the library's algorithms for larger steps are chosen by timing.
+std::vector<Sequence> requests(int count, int prompt, int max_tokens) {
   std::vector<Sequence> sequences;
   for (int i = 0; i < count; ++i) {
-    Sequence one = random_sequence(static_cast<uint64_t>(i), kVocab, 1 + i * 7 % 90, max_tokens,
+    Sequence one = random_sequence(static_cast<uint64_t>(i), kVocab, 1 + i * 7 % prompt, max_tokens,
                                    i % 2 == 1);
+    if (i % 4 == 3) one.sampling.logprobs = 0;
     if (i % 4 == 2) {
       one.sampling.temperature = 0.9f;
       one.sampling.seed = static_cast<uint64_t>(i) * 77;
@@ -36,6 +39,7 @@ std::vector<Sequence> requests(int count, int max_tokens) {
 
 struct Ended {
   std::vector<int32_t> tokens;
+  std::vector<float> logprobs;  // where they are wanted
   FinishReason finish = FinishReason::kNone;
   bool operator==(const Ended&) const = default;
 };
@@ -50,7 +54,10 @@ std::vector<Ended> serve(Instance& instance, std::vector<Sequence> sequences, bo
     const std::lock_guard lock(mutex);
     for (const EngineEvent& event : events) {
       Ended& one = ends[event.id];
-      if (event.token >= 0) one.tokens.push_back(event.token);
+      if (event.token >= 0) {
+        one.tokens.push_back(event.token);
+        one.logprobs.push_back(event.logprob);
+      }
       if (event.finish == FinishReason::kNone) continue;
       one.finish = event.finish;
       ++ended;
@@ -100,8 +107,20 @@ class Runs {
   void expect_same(const std::vector<Ended>& a, const std::vector<Ended>& b,
                    const std::string& what) {
     size_t different = 0;
-    for (size_t i = 0; i < a.size(); ++i) different += !(a[i] == b[i]);
     if (environment_.rank() != 0) return;
+    for (size_t i = 0; i < a.size(); ++i) {
+      if (a[i] == b[i]) continue;
+      ++different;
+      const auto token = std::mismatch(a[i].tokens.begin(), a[i].tokens.end(), b[i].tokens.begin(),
+                                       b[i].tokens.end());
+      const auto logprob = std::mismatch(a[i].logprobs.begin(), a[i].logprobs.end(),
+                                         b[i].logprobs.begin(), b[i].logprobs.end());
+      std::printf(
+          "output %zu: tokens differ from %td of %zu and %zu on, log-probabilities from "
+          "%td on\n",
+          i, token.first - a[i].tokens.begin(), a[i].tokens.size(), b[i].tokens.size(),
+          logprob.first - a[i].logprobs.begin());
+    }
     std::printf("%s %s: %zu outputs, %zu differ\n", layout_.c_str(), what.c_str(), a.size(),
                 different);
     if (different > 0 || a.empty()) failed_ = true;
@@ -146,7 +165,7 @@ int run(int argc, char** argv) {
   for (const std::string& layout : layouts) {
     Runs runs(environment, layout);
     for (const std::string fixture : {"llama-plain", "qwen3-bf16"}) {
-      const auto some = requests(24, 24);
+      const auto some = requests(32, 16, 40);
       const auto base = runs.run(fixture, {"off", "auto"}, some, false);
       runs.expect_whole(base, some, fixture);
       runs.expect_same(base, runs.run(fixture, {"on", "auto"}, some, false),
@@ -161,7 +180,7 @@ int run(int argc, char** argv) {
         runs.expect_whole(runs.run(fixture, {"off", "communicator"}, some, false), some,
                           fixture + ", communicator");
       }
-      const auto many = requests(160, 40);
+      const auto many = requests(160, 90, 40);
       runs.expect_whole(runs.run(fixture, {"auto", "auto"}, many, true), many,
                         fixture + ", 160 at once");
       runs.expect_whole(runs.run(fixture, {"on", "auto"}, many, true), many,

@@ -106,6 +106,31 @@ TEST(WorkerSlots, AnOpenTokenIsTheOneSampled) {
   EXPECT_EQ(counted(slots[0], 33), (Counted{2, 2}));
 }
 
+// A token that is only on the device stays so until its own position is told, and a slot's next
+// sequence knows nothing of it.
+TEST(WorkerSlots, APendingTokenIsTheNewestPositions) {
+  WorkerSlots slots(2, 1, 16, {0, 100});
+  StepPlan plan = plan_of(1, 0, {1, 2, 3}, {0});
+  plan.admitted = {init_of(1, 3, {})};
+  plan.rows[0].sample = true;
+  slots.apply(plan);
+  const uint64_t first = slots[1].admission;
+  EXPECT_EQ(slots[1].pending, -1);
+  slots.queued(1, 3);
+  EXPECT_EQ(slots[1].pending, 3);
+  slots.queued(1, 4);  // the next step is launched before the first token is told
+  slots.sampled(1, 3, 42);
+  EXPECT_EQ(slots[1].pending, 4);
+  slots.sampled(1, 4, 43);
+  EXPECT_EQ(slots[1].pending, -1);
+  EXPECT_EQ(slots[1].newest, 43);
+  slots.queued(1, 5);
+  plan.admitted = {init_of(1, 3, {})};
+  slots.apply(plan);
+  EXPECT_EQ(slots[1].pending, -1);
+  EXPECT_NE(slots[1].admission, first);
+}
+
 TEST(WorkerSlots, BrokenPlansAreRefused) {
   const std::vector<std::function<void(StepPlan&)>> mistakes = {
       [](StepPlan& plan) { plan.rows[0].slot = 2; },
