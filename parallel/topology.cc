@@ -65,7 +65,7 @@ std::string Topology::describe() const {
   text += nodes == 1 ? " node of " : " nodes of ";
   text += sizes;
   text += ranks() == 1 ? " rank" : " ranks";
-  if (best == LinkKind::kNetwork) return text;
+  if (best <= LinkKind::kHost) return text;
   text += ", ";
   text += to_string(best);
   return text + " within";

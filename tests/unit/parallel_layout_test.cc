@@ -438,8 +438,7 @@ TEST(ChooseLayout, FollowsTheBestLinksOfANode) {
     for (int b = a + 1; b < 4; ++b) join(a, b, LinkKind::kNvlink);
   }
   EXPECT_EQ(islands(topology), (std::vector<int>{4}));
-  EXPECT_EQ(topology_of({2, 1}, LinkKind::kHost).describe(),
-            "2 nodes of 2+1 ranks, host memory within");
+  EXPECT_EQ(topology_of({2, 1}, LinkKind::kHost).describe(), "2 nodes of 2+1 ranks");
   EXPECT_EQ(even_topology(1, 8).describe(), "1 node of 1 rank");
 }
 
