@@ -3,7 +3,8 @@
 file(GLOB cuda_kernels CONFIGURE_DEPENDS cuda/*.cu)
 add_library(trireme_cuda MODULE ${cuda_kernels} cuda/backend.cc cuda/backend_peers.cc cuda/check.cc cuda/cublas_gemm.cc
             cuda/device_choices.cc cuda/device_logits.cc cuda/module.cc
-            cuda/plan_decode.cc cuda/plan_prefill.cc cuda/step_arena.cc cuda/weight_upload.cc)
+            cuda/plan_decode.cc cuda/plan_prefill.cc cuda/step_arena.cc cuda/step_timer.cc
+            cuda/streams.cc cuda/weight_upload.cc)
 target_link_libraries(trireme_cuda PRIVATE trireme_options trireme_kernels CUDA::cudart_static
                       CUDA::cublasLt)
 target_compile_options(trireme_cuda PRIVATE

@@ -40,4 +40,16 @@ if(TRIREME_HAVE_CUDA)
       SKIP_RETURN_CODE 77
       ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
   endforeach()
+
+  add_executable(gpu_flow_mpi_test gpu_flow_mpi_test.cc)
+  target_link_libraries(gpu_flow_mpi_test PRIVATE trireme_model trireme_parallel_mpi)
+  add_dependencies(gpu_tests gpu_flow_mpi_test)
+  foreach(ranks 2 4)
+    add_test(NAME gpu_flow_mpi_test_${ranks}
+             COMMAND ${PROJECT_SOURCE_DIR}/launch/mpirun -n ${ranks}
+                     $<TARGET_FILE:gpu_flow_mpi_test>)
+    set_tests_properties(gpu_flow_mpi_test_${ranks} PROPERTIES TIMEOUT 240 LABELS "gpu;mpi"
+      SKIP_RETURN_CODE 77
+      ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
+  endforeach()
 endif()

@@ -164,20 +164,17 @@ int run(int argc, char** argv) {
   bool failed = false;
   for (const std::string& layout : layouts) {
     Runs runs(environment, layout);
-    const bool one_stage = layout.find("pipeline=1") != std::string::npos;
     for (const std::string fixture : {"llama-plain", "qwen3-bf16"}) {
       const auto some = requests(32, 16, 40);
       const auto base = runs.run(fixture, {"off", "auto"}, some, false);
       runs.expect_whole(base, some, fixture);
-      if (one_stage) {
-        runs.expect_same(base, runs.run(fixture, {"on", "auto"}, some, false),
-                         fixture + ", look-ahead");
-      }
+      runs.expect_same(base, runs.run(fixture, {"on", "auto"}, some, false),
+                       fixture + ", look-ahead");
       if (ranks > 1 && layout.find("tensor=1") == std::string::npos) {
         const auto shot = runs.run(fixture, {"off", "one-shot"}, some, false);
         runs.expect_whole(shot, some, fixture + ", one-shot");
-        const auto again = runs.run(fixture, {"on", "one-shot"}, some, false);
-        if (one_stage) runs.expect_same(shot, again, fixture + ", one-shot with look-ahead");
+        runs.expect_same(shot, runs.run(fixture, {"on", "one-shot"}, some, false),
+                         fixture + ", one-shot with look-ahead");
         runs.expect_whole(runs.run(fixture, {"off", "two-shots"}, some, false), some,
                           fixture + ", two-shots");
         runs.expect_whole(runs.run(fixture, {"off", "communicator"}, some, false), some,
@@ -186,6 +183,8 @@ int run(int argc, char** argv) {
       const auto many = requests(160, 90, 40);
       runs.expect_whole(runs.run(fixture, {"auto", "auto"}, many, true), many,
                         fixture + ", 160 at once");
+      runs.expect_whole(runs.run(fixture, {"on", "auto"}, many, true), many,
+                        fixture + ", 160 at once with look-ahead");
     }
     failed = failed || runs.failed();
   }
