@@ -12,6 +12,11 @@ Buffer Backend::upload(std::span<const float> values) {
   return buffer;
 }
 
+void Backend::copy(MatrixView from, MatrixView to) {
+  const auto bytes = static_cast<size_t>(from.rows * from.cols) * size_of(from.dtype);
+  if (bytes > 0) std::memcpy(to.data, from.data, bytes);
+}
+
 double Backend::measure(const std::function<void()>& work, int times) {
   using Clock = std::chrono::steady_clock;
   double best = 1e30;

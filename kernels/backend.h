@@ -30,6 +30,7 @@
 #include "base/peer_buffers.h"
 #include "kernels/logit_rows.h"
 #include "kernels/peer_sums.h"
+#include "kernels/streams.h"
 #include "kernels/weight.h"
 
 namespace trireme {
@@ -143,6 +144,7 @@ struct MachineLimits {
 struct RepeatKey {
   int64_t rows = 0;
   bool logits = false;  // with the head
+  int variant = 0;      // of the work: a measurement may leave parts of it out
   auto operator<=>(const RepeatKey&) const = default;
 };
 
@@ -157,6 +159,9 @@ class Backend {
   // Logits are computed for so many rows at a time: a prompt's log-probabilities need scratch for
   // this many rows of the vocabulary and no more.
   virtual int64_t max_logit_rows() const { return 64; }
+  // About how many operations of a product it does while it reads a byte of memory: for dealing
+  // work out, not for judging it (measure_limits). The default is a few CPU cores'.
+  virtual double operations_per_byte() const { return 8; }
   // Tensor-parallel parts of the feed-forward are cut at multiples of this.
   virtual int64_t width_multiple() const { return 1; }
   // Takes about a second. `quantized`: of the arithmetic that quantized weights are multiplied
@@ -175,6 +180,12 @@ class Backend {
   virtual void synchronize() {}
   // Throws what has gone wrong on the device while nobody waited.
   virtual void check() {}
+  // Streams beside stream() and marks in any of them; null where ops have finished when they
+  // return.
+  virtual std::unique_ptr<SideStream> make_side_stream() { return nullptr; }
+  virtual std::unique_ptr<StreamMark> make_mark() { return nullptr; }
+  // Null where ops run on the host, whose clock tells as much.
+  virtual StepTimer* step_timer() { return nullptr; }
   // `view` (float32, contiguous rows) where the host can read and write it: the view itself, or a
   // copy that stays until the next call, after everything queued has finished.
   virtual MatrixView read_back(MatrixView view) { return view; }
@@ -182,6 +193,11 @@ class Backend {
   // ordered with the ops on stream(); an answer has waited for them. `slots`: those of choose() and
   // of StepInputs::token_slots. Where there are PeerSums, choose() goes over their ranks.
   virtual std::unique_ptr<LogitRows> make_logit_rows(int32_t /*slots*/) { return nullptr; }
+
+  // The device's int32 [slots] of the tokens that choose() chose last, which token_slots read;
+  // `slots` as in make_logit_rows(). Of the backend's life. Empty where tokens are chosen on the
+  // host.
+  virtual Buffer chosen_tokens(int32_t /*slots*/) { return {}; }
 
   // Memory that make_peer_sums() takes on each of `ranks` ranks, for rows of up to `width`
   // activations; 0: this backend has none.
@@ -274,6 +290,9 @@ class Backend {
   // to row i of out: row indices[i] of x (the last token of each sequence, before the head); both
   // float32.
   virtual void gather_rows(MatrixView x, std::span<const int32_t> indices, MatrixView out) = 0;
+
+  // to = from; of the same shape and type, contiguous.
+  virtual void copy(MatrixView from, MatrixView to);
 
   // Every byte of the matrix.
   virtual void fill_bytes(MatrixView x, uint8_t value) = 0;

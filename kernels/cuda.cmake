@@ -5,11 +5,13 @@ set(cuda_flags $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra --expt-relaxe
 
 # What knows no element: plans, sampling and its logits. Compiled once.
 file(GLOB sampling_kernels CONFIGURE_DEPENDS cuda/sampling_*.cu)
-set(cuda_common ${sampling_kernels} cuda/limits.cu cuda/check.cc cuda/device_choices.cc
-    cuda/device_logits.cc cuda/plan_decode.cc cuda/plan_prefill.cc cuda/step_arena.cc)
+set(cuda_common ${sampling_kernels} cuda/limits.cu cuda/step_timer.cu cuda/check.cc cuda/device_choices.cc
+    cuda/device_logits.cc cuda/plan_decode.cc cuda/plan_prefill.cc cuda/step_arena.cc
+    cuda/step_timer.cc)
 add_library(trireme_cuda_common OBJECT ${cuda_common})
 target_link_libraries(trireme_cuda_common PRIVATE trireme_options trireme_base CUDA::cudart_static)
 target_compile_options(trireme_cuda_common PRIVATE ${cuda_flags})
+target_compile_definitions(trireme_cuda_common PRIVATE TRIREME_CUDA_COMMON)
 # The same bits as on the CPU (kernels/sampling_math.h).
 set_source_files_properties(${sampling_kernels} PROPERTIES COMPILE_OPTIONS -fmad=false)
 
@@ -21,7 +23,7 @@ endforeach()
 foreach(element bf16 f16)
   set(module trireme_cuda_${element})
   add_library(${module} MODULE ${element_kernels} cuda/backend.cc cuda/backend_peers.cc
-              cuda/cublas_gemm.cc cuda/module.cc cuda/weight_upload.cc
+              cuda/cublas_gemm.cc cuda/module.cc cuda/streams.cc cuda/weight_upload.cc
               $<TARGET_OBJECTS:trireme_cuda_common>)
   target_link_libraries(${module} PRIVATE trireme_options trireme_kernels CUDA::cudart_static
                         CUDA::cublasLt)

@@ -2,20 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <nlohmann/json.hpp>
-#include <random>
 
 #include "base/error.h"
+#include "launch/bench_load.h"
+#include "runtime/trace/device_track.h"
 
 namespace trireme {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_between(Clock::time_point from, Clock::time_point to) {
-  return std::chrono::duration<double>(to - from).count();
-}
 
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -45,52 +39,6 @@ ModelCost cost_of(const WeightSource& source, const Backend& backend) {
   return cost;
 }
 
-// `batch` requests with random prompts; gives the times of the first and last token of all.
-struct RunTimes {
-  Clock::time_point start, all_started, end;
-  int64_t tokens_after_start = 0;  // generated between all_started and end
-};
-
-RunTimes run_batch(Frontend& frontend, const Instance& instance, const BenchModelOptions& options,
-                   int32_t tokens, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::vector<std::unique_ptr<OutputStream>> streams;
-  RunTimes times;
-  times.start = Clock::now();
-  for (int32_t i = 0; i < options.batch; ++i) {
-    GenerateParams params;
-    for (int32_t t = 0; t < options.prompt; ++t) {
-      params.token_ids.push_back(
-          static_cast<int32_t>(random() % static_cast<uint64_t>(instance.config().vocab)));
-    }
-    params.sampling.temperature = 0.0f;
-    params.sampling.max_tokens = tokens;
-    params.ignore_eos = true;
-    streams.push_back(frontend.generate(std::move(params)));
-  }
-  std::vector<int64_t> counts(streams.size(), 0);
-  size_t started = 0, ended = 0;
-  while (ended < streams.size()) {
-    for (size_t i = 0; i < streams.size(); ++i) {
-      if (streams[i]->ended()) continue;
-      streams[i]->wait(std::chrono::milliseconds(streams.size() == 1 ? 1000 : 1));
-      while (auto delta = streams[i]->poll()) {
-        const auto tokens_now = static_cast<int64_t>(delta->token_ids.size());
-        if (started == streams.size()) {
-          times.tokens_after_start += tokens_now;
-        } else if (counts[i] == 0 && tokens_now > 0 && ++started == streams.size()) {
-          times.all_started = Clock::now();  // what came with this delta came before
-        }
-        counts[i] += tokens_now;
-        if (delta->finish == FinishReason::kError) fail(ErrorCode::kInternal, "{}", delta->error);
-      }
-      if (streams[i]->ended()) ++ended;
-    }
-  }
-  times.end = Clock::now();
-  return times;
-}
-
 }  // namespace
 
 MachineLimits measure_limits(OfflineSession& session) {
@@ -108,23 +56,71 @@ MachineLimits measure_limits(OfflineSession& session) {
   return limits;
 }
 
+namespace {
+
+// The stamps of this rank's GPU; made and finished on every rank, outside of session.run().
+class IdleShare {
+ public:
+  IdleShare(Instance& instance, const BenchModelOptions& options)
+      : instance_(instance), steps_(static_cast<uint64_t>(options.tokens) / 2) {
+    if (!options.idle_share) return;
+    timer_ = instance.backend().step_timer();
+    if (timer_ == nullptr) {
+      fail(ErrorCode::kInvalidArgument, "--idle-share: {} has no clock of its own",
+           instance.backend().description());
+    }
+    const auto runs = static_cast<uint64_t>(options.repeats) + 1;
+    const auto steps = static_cast<uint64_t>(options.tokens + options.batch + options.prompt);
+    timer_->start(static_cast<size_t>(std::min<uint64_t>(1 << 22, 8 * runs * steps)));
+  }
+
+  // On rank 0, when a run that counts has ended: its last step is this one.
+  void run_ended(uint64_t step) { ends_.push_back(step); }
+
+  void finish() {
+    if (timer_ != nullptr) times_ = timer_->stop();
+  }
+  void report(nlohmann::ordered_json& json) const {
+    if (timer_ == nullptr) return;
+    double sum = 0;
+    for (const uint64_t end : ends_) {
+      sum += trireme::idle_share(times_, instance_.worker().last_step(), steps_, end - 1);
+    }
+    json["gpu_idle_share"] = sum / static_cast<double>(ends_.size());
+    json["gpu_idle_steps"] = steps_ * ends_.size();
+    json["gpu_clock_resolution_ns"] = times_.resolution;
+  }
+
+ private:
+  Instance& instance_;
+  uint64_t steps_;
+  StepTimer* timer_ = nullptr;
+  std::vector<uint64_t> ends_;
+  DeviceTimes times_;
+};
+
+}  // namespace
+
 nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOptions& options,
                                     const MachineLimits& limits) {
   const ModelCost cost = cost_of(session.instance().source(), session.instance().backend());
   std::vector<double> rates;
+  IdleShare idle(session.instance(), options);
   session.run([&](Frontend& frontend) {
     for (int i = 0; i <= options.repeats; ++i) {
-      const auto times = run_batch(frontend, session.instance(), options, options.tokens,
-                                   static_cast<uint64_t>(i + 1));
+      const auto times = run_load(frontend, session.instance(),
+                                  even_load(options.batch, options.prompt, options.tokens),
+                                  static_cast<uint64_t>(i + 1));
       if (times.tokens_after_start == 0) {
         fail(ErrorCode::kInvalidArgument, "--tokens: {} come too fast to be timed; ask for more",
              options.tokens);
       }
-      const double rate = static_cast<double>(times.tokens_after_start) /
-                          seconds_between(times.all_started, times.end);
-      if (i > 0) rates.push_back(rate);  // the first run warms up
+      if (i == 0) continue;  // it warms up
+      rates.push_back(times.decode_rate());
+      idle.run_ended(session.instance().engine().stats().scheduler.steps);
     }
   });
+  idle.finish();
   if (rates.empty()) return {};
   const double rate = median(rates);
   const double bytes_per_s = cost.bytes * rate / options.batch;
@@ -140,6 +136,7 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
   json["context"] = options.prompt;
   json["layout"] = session.instance().world().layout.describe();
   json["backend"] = session.instance().backend().description();
+  idle.report(json);
   return json;
 }
 
@@ -150,9 +147,9 @@ nlohmann::ordered_json bench_prefill(OfflineSession& session, const BenchModelOp
   std::vector<double> times;
   session.run([&](Frontend& frontend) {
     for (int i = 0; i <= options.repeats; ++i) {
-      const auto run =
-          run_batch(frontend, session.instance(), options, 1, static_cast<uint64_t>(i + 1));
-      if (i > 0) times.push_back(seconds_between(run.start, run.end));
+      const auto run = run_load(frontend, instance, even_load(options.batch, options.prompt, 1),
+                                static_cast<uint64_t>(i + 1));
+      if (i > 0) times.push_back(run.seconds());
     }
   });
   if (times.empty()) return {};

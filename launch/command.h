@@ -34,6 +34,7 @@ void add_tokenize(CLI::App& app, CommandBody& body);
 void add_chat(CLI::App& app, CommandBody& body);
 void add_bench(CLI::App& app, CommandBody& body);
 void add_bench_serve(CLI::App& bench, CommandBody& body);
+void add_trace(CLI::App& app, CommandBody& body);
 
 // --model, --layout, --threads, --profile and the limits, into `options`.
 void add_instance_flags(CLI::App& command, InstanceOptions& options);

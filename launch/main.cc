@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
   add_score(app, body);
   add_tokenize(app, body);
   add_bench(app, body);
+  add_trace(app, body);
 
   // CLI11 would only say that a subcommand is required.
   const bool named = argc > 1 && argv[1][0] != '-';

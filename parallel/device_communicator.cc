@@ -81,6 +81,24 @@ void refuse(const std::vector<Report>& reports, const std::string& name) {
 
 }  // namespace
 
+std::vector<LinkKind> device_links(Communicator& group, int device) {
+  GpuIdentity mine;
+  const NcclModule* module = nullptr;
+  try {
+    module = &load_nccl_module();
+    mine = module->identify(device);
+  } catch (const Error&) {  // connect_devices() will say so, if the layout has several ranks
+    module = nullptr;
+  }
+  std::vector<GpuIdentity> all(static_cast<size_t>(group.size()));
+  group.all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  std::vector<LinkKind> links(all.size(), LinkKind::kHost);
+  for (size_t rank = 0; module != nullptr && rank < all.size(); ++rank) {
+    links[rank] = module->link(device, all[rank]);
+  }
+  return links;
+}
+
 std::unique_ptr<DeviceCommunicator> make_nccl_communicator(Communicator& group, int device,
                                                            const std::string& name) {
   Report mine;

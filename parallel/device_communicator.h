@@ -25,6 +25,7 @@
 #include "base/buffer.h"
 #include "base/peer_buffers.h"
 #include "parallel/communicator.h"
+#include "parallel/topology.h"
 
 namespace trireme {
 
@@ -45,8 +46,10 @@ class DeviceCommunicator : public Communicator {
   // What sums between these ranks' GPUs cost depends on: GPU, driver, library, number of ranks.
   virtual std::string identity() const = 0;
 
-  // split() with the type that it has.
-  virtual std::unique_ptr<DeviceCommunicator> split_device(int color, const std::string& name) = 0;
+  // split() with the type that it has. `blocks`: thread blocks that an operation of the new
+  // communicator uses at most; 0: as many as the library likes.
+  virtual std::unique_ptr<DeviceCommunicator> split_device(int color, const std::string& name,
+                                                           int blocks = 0) = 0;
   std::unique_ptr<Communicator> split(int color, const std::string& name) final {
     return split_device(color, name);
   }
@@ -63,5 +66,9 @@ class DeviceCommunicator : public Communicator {
 // them would share a GPU.
 std::unique_ptr<DeviceCommunicator> make_nccl_communicator(Communicator& group, int device,
                                                            const std::string& name);
+
+// Collective over `group`: what joins this rank's GPU to that of each rank. kHost where it is not
+// among those that this process sees, or where the module cannot be loaded.
+std::vector<LinkKind> device_links(Communicator& group, int device);
 
 }  // namespace trireme

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 
 namespace trireme {
@@ -17,7 +18,10 @@ HostId host_id() {
     gethostname(name, sizeof name - 1);
     boot = name;
   }
-  const std::string text = fmt::format("{} {}", boot, net_namespace);
+  // Ranks that are told to be of different nodes share nothing either.
+  const char* node = std::getenv(kNodeVariable);
+  const std::string text =
+      fmt::format("{} {} {}", boot, net_namespace, node == nullptr ? "" : node);
   HostId id{};
   std::copy_n(text.data(), std::min(text.size(), id.size() - 1), id.data());
   return id;

@@ -7,6 +7,9 @@
 
 namespace trireme {
 
+// For tests: ranks in whose environment this variable differs count as ranks of different hosts.
+inline constexpr char kNodeVariable[] = "TRIREME_NODE";
+
 // Equal on two ranks exactly if 127.0.0.1 is the same interface for both: the kernel's boot and the
 // network namespace. Zero-terminated.
 using HostId = std::array<char, 96>;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "parallel/balance.h"
 #include "parallel/shard.h"
 
 namespace trireme {
@@ -11,43 +12,6 @@ namespace {
 void append(std::string& sum, const std::string& term) {
   if (!sum.empty()) sum += '+';
   sum += term;
-}
-
-// The layers of each stage, those left open dealt so that the slowest stage is as fast as it can
-// be: one at a time to the stage that is cheapest with one more. A stage's cost is its layers'
-// parameters, and the head's on the last stage, over its tensor ranks.
-std::vector<int> balance_layers(const LayoutSpec& spec, const ModelShape& model) {
-  const double heads = 2.0 * model.head_dim * (model.q_heads + model.kv_heads);
-  const double layer = heads + 3.0 * model.ffn;
-  const size_t last = spec.stages.size() - 1;
-  std::vector<int> layers;
-  std::vector<size_t> open;
-  int left = model.layers;
-  for (size_t i = 0; i <= last; ++i) {
-    const int fixed = spec.stages[i].layers;
-    if (fixed == 0) open.push_back(i);
-    layers.push_back(std::max(fixed, 1));
-    left -= layers.back();
-  }
-  if (left < 0 || (left > 0 && open.empty())) {
-    std::string wanted;
-    for (const StageSpec& stage : spec.stages) {
-      append(wanted, stage.layers ? std::to_string(stage.layers) : "?");
-    }
-    fail(ErrorCode::kInvalidArgument,
-         "layout: stage layers {} do not make up the model's {} layers", wanted, model.layers);
-  }
-  const auto cost_with_one_more = [&](size_t i) {
-    const double head = i == last ? static_cast<double>(model.vocab) : 0;
-    return ((layers[i] + 1) * layer + head) / spec.stages[i].tensor;
-  };
-  for (; left > 0; --left) {
-    const size_t cheapest = *std::min_element(open.begin(), open.end(), [&](size_t a, size_t b) {
-      return cost_with_one_more(a) < cost_with_one_more(b);
-    });
-    ++layers[cheapest];
-  }
-  return layers;
 }
 
 }  // namespace
@@ -90,6 +54,22 @@ std::string ParallelLayout::describe() const {
   return fmt::format("tensor={} x pipeline={} (layers {})", tensor, pipeline(), layers);
 }
 
+std::vector<double> stage_shares(const ParallelLayout& layout, const ModelShape& model) {
+  const StageCosts costs = costs_of(model);
+  std::vector<double> shares;
+  for (size_t i = 0; i < layout.stages.size(); ++i) {
+    const Stage& stage = layout.stages[i];
+    double cost = (i == 0 ? costs.first : 0) + (i + 1 == layout.stages.size() ? costs.last : 0);
+    for (int64_t layer = stage.layers.begin; layer < stage.layers.end(); ++layer) {
+      cost += costs.layers[static_cast<size_t>(layer)];
+    }
+    shares.push_back(cost / stage.tensor);
+  }
+  const double most = *std::max_element(shares.begin(), shares.end());
+  for (double& share : shares) share = most > 0 ? share / most : 1.0;
+  return shares;
+}
+
 ParallelLayout make_layout(const LayoutSpec& spec, const ModelShape& model, int world) {
   check_model_shape(model);
   if (spec.stages.empty()) fail(ErrorCode::kInvalidArgument, "layout: no stages");
@@ -109,7 +89,7 @@ ParallelLayout make_layout(const LayoutSpec& spec, const ModelShape& model, int 
     fail(ErrorCode::kInvalidArgument, "layout: pipeline={} is more than the model's {} layers",
          spec.stages.size(), model.layers);
   }
-  const std::vector<int> layers = balance_layers(spec, model);
+  const std::vector<int> layers = balance_stages(spec, model);
   ParallelLayout layout;
   int rank = 0, layer = 0;
   for (size_t i = 0; i < spec.stages.size(); ++i) {

@@ -7,6 +7,14 @@
 
 namespace trireme {
 
+// What the parts of a model take in a step, in one unit, whatever it is: for dealing layers out to
+// stages.
+struct StageCosts {
+  std::vector<double> layers;  // one each; empty: by the parameters of a Llama layer
+  double first = 0;            // what the first stage does besides: the embedding
+  double last = 0;             // what the last one does: head and sampling
+};
+
 // What the layout must know of a model. Plain numbers, so that parallel/ needs no model header.
 struct ModelShape {
   int layers = 0;
@@ -18,12 +26,13 @@ struct ModelShape {
   int64_t vocab = 0;
   int64_t ffn_multiple = 1;  // feed-forward cuts fall on multiples of this (block formats)
   bool tied_embeddings = false;
+  StageCosts costs{};
 };
 
 // What a user asks for. Ranks number the tensor ranks of stage 0 first, then stage 1, …
 struct StageSpec {
   int tensor = 1;
-  int layers = 0;  // 0: chosen by the balance rule
+  int layers = 0;  // 0: chosen, so that the slowest stage is as fast as it can be
 };
 struct LayoutSpec {
   std::vector<StageSpec> stages;
@@ -33,7 +42,7 @@ struct LayoutSpec {
 // "tensor=2,pipeline=2", or the path of a TOML file:
 //   tensor = 2            # or, for stages that differ:   [[stage]]
 //   pipeline = 2          #                               tensor = 2
-//   stage_layers = [16, 14]                               layers = 16
+//   stage_layers = [16, 14]   # or "auto"                 layers = 16
 // Unknown keys, zero or negative numbers and contradictions throw kInvalidArgument (naming the
 // key).
 LayoutSpec parse_layout(const std::string& text_or_path);
@@ -81,12 +90,11 @@ struct ParallelLayout {
   std::string describe() const;  // e.g. "tensor=2 x pipeline=2 (layers 15+15)"
 };
 
-// Checks the spec against model and world; one clear kInvalidArgument per mistake. Layers left
-// open are balanced with the cost of the head counted on the last stage.
-ParallelLayout make_layout(const LayoutSpec& spec, const ModelShape& model, int world);
+// What each stage takes, over what the slowest one does.
+std::vector<double> stage_shares(const ParallelLayout& layout, const ModelShape& model);
 
-// A spec that fits `world` ranks and the model: tensor within a node (ranks_per_node) as far as
-// the heads allow, pipeline across the rest. Throws kInvalidArgument if none fits.
-LayoutSpec choose_layout(const ModelShape& model, int world, int ranks_per_node);
+// Checks the spec against model and world; one clear kInvalidArgument per mistake. Layers left
+// open are dealt out by the model's costs.
+ParallelLayout make_layout(const LayoutSpec& spec, const ModelShape& model, int world);
 
 }  // namespace trireme

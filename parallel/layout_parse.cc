@@ -1,15 +1,20 @@
 // Layouts as text: a TOML file, or "tensor=2,pipeline=2" on the command line.
 #include <toml++/toml.h>
+
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "parallel/layout.h"
 
 namespace trireme {
 namespace {
+
+// As good as not given: layers are dealt out.
+constexpr std::string_view kAuto = "auto";
 
 constexpr int64_t kMost = 4096;  // ranks, stages or layers; keeps every product in an int
 
@@ -95,6 +100,11 @@ Wanted read_file(const std::string& path) {
     } else if (key == "pipeline") {
       wanted.pipeline = toml_int(wanted, key, value);
     } else if (key == "stage_layers") {
+      if (const auto text = value.value_exact<std::string_view>()) {
+        if (*text == kAuto) continue;
+        fail(ErrorCode::kInvalidArgument, "{}: stage_layers is \"{}\": neither \"auto\" nor a list",
+             wanted.source, *text);
+      }
       wanted.stage_layers = toml_ints(wanted, key, value);
     } else if (key == "stage") {
       wanted.stages = toml_stages(wanted, value);
@@ -131,6 +141,7 @@ Wanted read_inline(std::string_view text) {
   const auto once = [&](bool given, const std::string& key) {
     if (given) fail(ErrorCode::kInvalidArgument, "--layout: {} is given twice", key);
   };
+  bool auto_layers = false;
   for (bool more = true; more;) {
     const size_t comma = text.find(',');
     more = comma != std::string_view::npos;
@@ -144,6 +155,10 @@ Wanted read_inline(std::string_view text) {
     if (key != "tensor" && key != "pipeline" && key != "stage_layers") {
       fail_unknown(wanted, key, "tensor, pipeline, stage_layers");
     }
+    if (key == "stage_layers" && entry.substr(equals + 1) == kAuto) {
+      once(std::exchange(auto_layers, true) || wanted.stage_layers.has_value(), key);
+      continue;
+    }
     const auto values = inline_ints(wanted, key, entry.substr(equals + 1));
     if (key == "tensor") {
       once(wanted.tensor.has_value(), key);
@@ -155,7 +170,7 @@ Wanted read_inline(std::string_view text) {
       }
       wanted.pipeline = values[0];
     } else {
-      once(wanted.stage_layers.has_value(), key);
+      once(auto_layers || wanted.stage_layers.has_value(), key);
       wanted.stage_layers = values;
     }
   }

@@ -30,6 +30,9 @@ class MpiProcess {
   ~MpiProcess();
 
   bool crowded() const { return crowded_; }
+  // All ranks, node by node. Owned by the environment.
+  MPI_Comm ranks() const { return ranks_; }
+  void set_ranks(MPI_Comm ranks) { ranks_ = ranks; }
   bool aborted() const { return aborted_.load(std::memory_order_relaxed); }
   std::string reason();
   // From any thread. Tells the groups too, and with them the other ranks of the host.
@@ -58,6 +61,7 @@ class MpiProcess {
   static constexpr size_t kMaxKept = size_t{4} << 20;  // larger buffers are not kept for reuse
 
   bool crowded_;
+  MPI_Comm ranks_ = MPI_COMM_NULL;
   std::deque<Pending> pending_;
   std::vector<std::vector<std::byte>> spare_;
   size_t pending_bytes_ = 0;

@@ -100,10 +100,11 @@ class NcclCommunicator final : public DeviceCommunicator {
     fail(ErrorCode::kUnimplemented, "{}: probe: device memory has no messages to look at", name());
   }
 
-  std::unique_ptr<DeviceCommunicator> split_device(int color, const std::string& name) override {
+  std::unique_ptr<DeviceCommunicator> split_device(int color, const std::string& name,
+                                                   int blocks) override {
     if (color < 0) fail(ErrorCode::kInvalidArgument, "{}: split: color {}", this->name(), color);
     check_cuda(cudaSetDevice(group_->device()), "cudaSetDevice");
-    return std::make_unique<NcclCommunicator>(group_->split(color, name));
+    return std::make_unique<NcclCommunicator>(group_->split(color, name, blocks));
   }
   void set_deadline(std::chrono::milliseconds limit) override { group_->set_limit(limit); }
   void abort(const std::string& reason) override { group_->abort(reason); }

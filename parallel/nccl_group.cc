@@ -92,11 +92,15 @@ void NcclGroup::start(const ncclUniqueId& id) {
   finish(what, result);
 }
 
-std::shared_ptr<NcclGroup> NcclGroup::split(int color, const std::string& name) {
+std::shared_ptr<NcclGroup> NcclGroup::split(int color, const std::string& name, int blocks) {
   // The rank among those of the same color is not known before NCCL has split: count it here.
   auto child = std::make_shared<NcclGroup>(family_, name, 0, 1, device_);
   child->set_limit(limit_);
   ncclConfig_t config = nonblocking(child->name_);
+  if (blocks > 0) {
+    config.minCTAs = 1;
+    config.maxCTAs = blocks;
+  }
   const NcclCall what{"split", 0, -1};
   run(what,
       [&](ncclComm_t comm) { return ncclCommSplit(comm, color, rank_, &child->comm_, &config); });

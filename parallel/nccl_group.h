@@ -60,7 +60,8 @@ class NcclGroup {
 
   // The constructor makes no communicator: one of these does, collectively.
   void start(const ncclUniqueId& id);
-  std::shared_ptr<NcclGroup> split(int color, const std::string& name);
+  // `blocks` as in DeviceCommunicator::split_device.
+  std::shared_ptr<NcclGroup> split(int color, const std::string& name, int blocks = 0);
 
   // Makes one NCCL call, `ncclResult_t call(ncclComm_t)`, and returns when NCCL has queued it.
   template <typename Call>

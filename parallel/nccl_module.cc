@@ -33,6 +33,27 @@ GpuIdentity identify(int device) {
   return gpu;
 }
 
+// Peer access over PCIe has no native atomics; over NVLink it has.
+LinkKind link(int device, const GpuIdentity& peer) {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) return LinkKind::kHost;
+  for (int other = 0; other < count; ++other) {
+    cudaDeviceProp properties{};
+    if (other == device || cudaGetDeviceProperties(&properties, other) != cudaSuccess) continue;
+    if (std::memcmp(properties.uuid.bytes, peer.uuid, sizeof peer.uuid) != 0) continue;
+    int access = 0, atomics = 0;
+    if (cudaDeviceGetP2PAttribute(&access, cudaDevP2PAttrAccessSupported, device, other) !=
+            cudaSuccess ||
+        cudaDeviceGetP2PAttribute(&atomics, cudaDevP2PAttrNativeAtomicSupported, device, other) !=
+            cudaSuccess ||
+        access == 0) {
+      return LinkKind::kHost;
+    }
+    return atomics != 0 ? LinkKind::kNvlink : LinkKind::kPcie;
+  }
+  return LinkKind::kHost;
+}
+
 }  // namespace
 }  // namespace trireme
 
@@ -41,6 +62,6 @@ GpuIdentity identify(int device) {
 const trireme::NcclModule* trireme_nccl_module() {
   setenv("NCCL_NVLS_ENABLE", "0", 1);
   static const trireme::NcclModule module{trireme::kNcclModuleBuild, &trireme::identify,
-                                          &trireme::start_nccl_communicator};
+                                          &trireme::link, &trireme::start_nccl_communicator};
   return &module;
 }

@@ -19,6 +19,7 @@ struct GpuIdentity {
 struct NcclModule {
   const char* build;  // equal to kNcclModuleBuild of the program, or the module is not used
   GpuIdentity (*identify)(int device);
+  LinkKind (*link)(int device, const GpuIdentity& peer);  // kHost where it cannot tell
   std::unique_ptr<DeviceCommunicator> (*make)(Communicator& group, int device,
                                               const std::string& name);
 };
@@ -26,8 +27,8 @@ struct NcclModule {
 inline constexpr char kNcclModuleFile[] = "libtrireme_nccl.so";
 inline constexpr char kNcclModuleEntry[] = "trireme_nccl_module";
 // Program and module share C++ types, so they must come from one build: the number is raised when
-// communicator.h, device_communicator.h or this file changes.
-inline constexpr char kNcclModuleBuild[] = "trireme-nccl-2";
+// communicator.h, device_communicator.h, topology.h or this file changes.
+inline constexpr char kNcclModuleBuild[] = "trireme-nccl-3";
 
 }  // namespace trireme
 

@@ -1,6 +1,7 @@
 #include "parallel/world.h"
 
 #include "base/error.h"
+#include "parallel/recording_communicator.h"
 #include "parallel/stage_edge.h"
 
 namespace trireme {
@@ -24,6 +25,38 @@ World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout) {
   return world;
 }
 
+void record_spans(World& world, SpanRecorder& spans) {
+  const auto record = [&spans](std::unique_ptr<Communicator>& group, SpanLink link) {
+    group = make_recording_communicator(std::move(group), spans, link);
+  };
+  record(world.control, SpanLink::kControl);
+  record(world.data, SpanLink::kData);
+  record(world.tp, SpanLink::kTensor);
+}
+
+StageEdge make_stage_edge(World& world) {
+  if (!world.device_data) return {*world.data, world.layout};
+  return {world.device_incoming.get(), world.device_outgoing.get(), world.layout, world.rank};
+}
+
+namespace {
+
+// First-stage rank j hears from the last stage's rank j mod its size (runtime/token_return.h).
+void greet_token_peers(World& world, const Buffer& memory) {
+  if (!world.device_tokens) return;
+  const int first = world.layout.stages.front().tensor, last = world.layout.stages.back().tensor;
+  const std::span<std::byte> message(memory.data(), 64);
+  if (world.first_stage()) {
+    world.device_tokens->recv(message, first + world.tensor_rank() % last, 0);
+    return;
+  }
+  for (int rank = world.tensor_rank(); rank < first; rank += last) {
+    world.device_tokens->send(message, rank, 0);
+  }
+}
+
+}  // namespace
+
 void connect_devices(World& world, int device) {
   if (world.layout.world() == 1) return;
   if (world.layout.pipeline() == 1) {
@@ -31,16 +64,23 @@ void connect_devices(World& world, int device) {
     return;
   }
   world.device_data = make_nccl_communicator(*world.data, device, "device data");
-  // Of one family: an abort ends both, and neither waits for the other's kernels.
+  // Of one family: an abort ends all, and none waits for the others' kernels.
   world.device_tp = world.device_data->split_device(world.stage(), "device tp");
   if (world.device_tp->size() == 1) world.device_tp.reset();
+  StageGroups groups = connect_stages(*world.device_data, world.stage(), world.layout.pipeline());
+  world.device_incoming = std::move(groups.incoming);
+  world.device_outgoing = std::move(groups.outgoing);
+  const bool at_an_end = world.first_stage() || world.last_stage();
+  world.device_tokens = world.device_data->split_device(at_an_end ? 0 : 1, "device tokens", 1);
+  if (!at_an_end) world.device_tokens.reset();
   // GPUs are connected by their first message, and its sender waits on the host for the receiver;
   // later a receiver may itself wait for a plan that this sender has still to push out.
   const Buffer memory = world.device_data->allocate_symmetric(kFirstMessage);
-  StageEdge edge(*world.device_data, world.layout);
+  StageEdge edge = make_stage_edge(world);
   const MatrixView message{memory.data(), DType::kF32, 1, kFirstMessage / 4, kFirstMessage / 4};
   if (edge.has_previous()) edge.recv(message);
   if (edge.has_next()) edge.send(message);
+  greet_token_peers(world, memory);
   world.device_data->wait({});
 }
 

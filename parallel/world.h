@@ -4,14 +4,17 @@
 #include <memory>
 #include <string>
 
+#include "base/spans.h"
 #include "parallel/communicator.h"
 #include "parallel/device_communicator.h"
 #include "parallel/doorbell.h"
 #include "parallel/layout.h"
+#include "parallel/stage_edge.h"
 
 namespace trireme {
 
-// Where this process stands before any layout is chosen. MPI is initialized only if the process
+// Where this process stands before any layout is chosen. Ranks are numbered node by node, however
+// the launcher has dealt them out; rank 0 is the launcher's. MPI is initialized only if the process
 // was started by a launcher (mpirun, srun) or TRIREME_MPI=1; a plain start is a world of one.
 class MpiEnvironment {
  public:
@@ -23,9 +26,11 @@ class MpiEnvironment {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  int local_rank() const { return local_rank_; }  // among the ranks of this node
+  // Among the ranks that share this host's cores and GPUs.
+  int local_rank() const { return local_rank_; }
   int local_size() const { return local_size_; }
-  int max_local_size() const { return max_local_size_; }
+  // The lowest rank of this node.
+  int node() const { return node_; }
   const std::string& host() const { return host_; }
 
   // The communicator of all ranks ("control"); single if there is no MPI.
@@ -37,7 +42,9 @@ class MpiEnvironment {
  private:
   bool active_ = false;
   std::shared_ptr<class MpiProcess> process_;
-  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, max_local_size_ = 1;
+  void find_nodes();
+
+  int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, node_ = 0;
   std::string host_;
 };
 
@@ -46,7 +53,7 @@ class MpiEnvironment {
 // `control` carries plans and results, `data` pipeline activations, `tp` the reductions of this
 // rank's stage: three separate communicators, so that their messages can never meet. They carry
 // host memory. Where ranks have GPUs, device_data and device_tp carry the same things between
-// those; the sampler's candidates stay on `tp`.
+// those, as do device_incoming and device_outgoing; the sampler's candidates stay on `tp`.
 struct World {
   ParallelLayout layout;
   int rank = 0;
@@ -55,8 +62,14 @@ struct World {
   std::unique_ptr<Communicator> tp;
   std::unique_ptr<Doorbell> doorbell;
   // Null on hosts without GPUs; device_data also with one stage, device_tp with one tensor rank.
+  // device_data is all ranks; activations travel in groups of two neighbouring stages, null where
+  // there is no such stage, so that each way has a stream of its own.
   std::unique_ptr<DeviceCommunicator> device_data;
   std::unique_ptr<DeviceCommunicator> device_tp;
+  std::unique_ptr<DeviceCommunicator> device_incoming;
+  std::unique_ptr<DeviceCommunicator> device_outgoing;
+  // The first stage's ranks, then the last one's, for what was sampled; null elsewhere.
+  std::unique_ptr<DeviceCommunicator> device_tokens;
 
   int stage() const { return layout.stage_of(rank); }
   int tensor_rank() const { return layout.tensor_rank_of(rank); }
@@ -66,6 +79,13 @@ struct World {
 };
 
 World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout);
+
+// The edge of this rank, over its device's communicators if it has any.
+StageEdge make_stage_edge(World& world);
+
+// Every later call of the world's communicators on host memory is recorded; `spans` must outlive
+// them. Before anything else refers to them.
+void record_spans(World& world, SpanRecorder& spans);
 
 // Collective over the world: connects the ranks' GPUs. `device` is the index of this rank's among
 // those that its process sees, usually the local rank. Throws on all ranks alike: kInvalidArgument

@@ -7,7 +7,10 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <functional>
+#include <string>
 
+#include "parallel/host_id.h"
 #include "parallel/mpi_communicator.h"
 #include "parallel/world.h"
 
@@ -90,26 +93,46 @@ MpiEnvironment::MpiEnvironment(int* argc, char*** argv) {
   }
   MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
   MPI_Comm_size(MPI_COMM_WORLD, &size_);
-  MPI_Comm local = MPI_COMM_NULL;
-  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &local),
+  find_nodes();
+}
+
+// Nodes are what MPI says shares memory, and what the environment splits of that.
+void MpiEnvironment::find_nodes() {
+  MPI_Comm host = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host),
             "world", "split by host", rank_, 0);
-  MPI_Comm_rank(local, &local_rank_);
-  MPI_Comm_size(local, &local_size_);
-  process_ = std::make_shared<MpiProcess>(is_crowded(local, local_size_));
-  MPI_Comm_free(&local);
-  check_mpi(MPI_Allreduce(&local_size_, &max_local_size_, 1, MPI_INT, MPI_MAX, MPI_COMM_WORLD),
-            "world", "ranks per host", rank_, sizeof(int));
+  MPI_Comm_rank(host, &local_rank_);
+  MPI_Comm_size(host, &local_size_);
+  process_ = std::make_shared<MpiProcess>(is_crowded(host, local_size_));
+  const char* name = std::getenv(kNodeVariable);
+  const auto color = static_cast<int>(std::hash<std::string>{}(name == nullptr ? "" : name) >> 33);
+  MPI_Comm node = MPI_COMM_NULL;
+  check_mpi(MPI_Comm_split(host, color, rank_, &node), "world", "split by node", rank_, 0);
+  int first = rank_;
+  check_mpi(MPI_Bcast(&first, 1, MPI_INT, 0, node), "world", "rank of a node", rank_, sizeof(int));
+  MPI_Comm ordered = MPI_COMM_NULL;
+  // A node's ranks follow each other, in their own order.
+  check_mpi(MPI_Comm_split(MPI_COMM_WORLD, 0, first, &ordered), "world", "order by node", rank_, 0);
+  MPI_Comm_rank(ordered, &rank_);
+  node_ = rank_;
+  check_mpi(MPI_Bcast(&node_, 1, MPI_INT, 0, node), "world", "rank of a node", rank_, sizeof(int));
+  MPI_Comm_set_errhandler(ordered, MPI_ERRORS_RETURN);
+  process_->set_ranks(ordered);
+  MPI_Comm_free(&node);
+  MPI_Comm_free(&host);
 }
 
 MpiEnvironment::~MpiEnvironment() {
   if (!active_) return;
   if (process_->aborted()) abort(1);
+  MPI_Comm ranks = process_->ranks();
+  MPI_Comm_free(&ranks);
   MPI_Finalize();
 }
 
 std::unique_ptr<Communicator> MpiEnvironment::make_control() const {
   if (!active_ || size_ == 1) return make_single_communicator("control");
-  return make_mpi_communicator(MPI_COMM_WORLD, "control", process_);
+  return make_mpi_communicator(process_->ranks(), "control", process_);
 }
 
 void MpiEnvironment::abort(int exit_code) {

@@ -6,7 +6,9 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/spans.h"
 #include "parallel/world.h"
+#include "runtime/trace/request_log.h"
 #include "runtime/worker.h"
 #include "runtime/worker_messages.h"
 
@@ -32,9 +34,11 @@ EngineEvent last_event(SequenceId id, FinishReason reason) {
 // `mutex` guards the scheduler and what submitters touch. The engine's thread holds it while it
 // plans and applies (microseconds), never while it computes, waits or calls the sink.
 struct Engine::State {
-  State(World& of_world, Worker& of_worker, const SchedulerConfig& config, const KvPoolConfig& pool)
+  State(World& of_world, Worker& of_worker, const SchedulerConfig& config, const KvPoolConfig& pool,
+        const EngineRecord& of_run)
       : world(of_world),
         worker(of_worker),
+        record(of_run),
         scheduler(config, pool),
         max_queue(static_cast<size_t>(config.max_queue)),
         remote_results(of_world.layout.pipeline() > 1),
@@ -62,6 +66,7 @@ struct Engine::State {
 
   World& world;
   Worker& worker;
+  const EngineRecord record;
   std::mutex mutex;
   std::condition_variable changed;
   Scheduler scheduler;
@@ -93,6 +98,7 @@ struct Engine::State {
 };
 
 bool Engine::State::plan_next() {
+  const SpanScope span(record.spans, SpanKind::kPlan);
   const std::lock_guard lock(mutex);
   return !stopping && scheduler.can_plan() && scheduler.next(plan);
 }
@@ -107,6 +113,7 @@ void Engine::State::wake_ranks() {
 // one may be launched before its tokens are known.
 void Engine::State::dispatch() {
   step = plan.step;
+  if (record.requests != nullptr) record.requests->planned(plan);
   for (const SlotInit& init : plan.admitted) {
     slot_prompts.at(static_cast<size_t>(init.slot)) = init.prompt_tokens;
   }
@@ -116,6 +123,7 @@ void Engine::State::dispatch() {
         static_cast<uint64_t>(std::clamp(prompt - row.position, 0, row.count));
   }
   if (world.control->size() > 1) {
+    const SpanScope span(record.spans, SpanKind::kPlan);
     wake_ranks();
     encode(plan, message);
     send_order(*world.control, message, Order::kPlan);
@@ -123,6 +131,7 @@ void Engine::State::dispatch() {
   ++in_flight;
   worker.launch(plan);
   if (!remote_results && !look_ahead) take_result(Wait::kDeadline);
+  if (record.spans != nullptr) record.spans->leave();
 }
 
 // True if a step ended.
@@ -175,12 +184,14 @@ void Engine::State::append_event(const SequenceEvent& from, StepResult& finished
 }
 
 void Engine::State::apply(StepResult& finished) {
+  const SpanScope span(record.spans, SpanKind::kResult);
   {
     const std::lock_guard lock(mutex);
     scheduler_events.clear();
     mark_failed_rows(finished);
     scheduler.apply(finished, scheduler_events);
     --in_flight;
+    if (record.requests != nullptr) record.requests->applied(finished.step, scheduler_events);
     for (const SequenceEvent& event : scheduler_events) append_event(event, finished);
   }
   hand_out();
@@ -241,6 +252,7 @@ bool Engine::State::wait_for_work() {
   if (!live.empty()) return true;
   if (!ranks_asleep && world.control->size() > 1) {
     lock.unlock();
+    worker.settle();
     message.clear();
     send_order(*world.control, message, Order::kSleep);
     ranks_asleep = true;
@@ -284,6 +296,7 @@ void Engine::State::finish_sequences() {
 
 void Engine::State::end_ranks() {
   if (world.control->size() == 1) return;
+  worker.settle();
   wake_ranks();
   message.clear();
   send_order(*world.control, message, Order::kEnd);
@@ -304,8 +317,8 @@ void Engine::State::fail_sequences() {
 }
 
 Engine::Engine(World& world, Worker& worker, const SchedulerConfig& config,
-               const KvPoolConfig& pool)
-    : state_(std::make_unique<State>(world, worker, config, pool)) {}
+               const KvPoolConfig& pool, const EngineRecord& record)
+    : state_(std::make_unique<State>(world, worker, config, pool, record)) {}
 
 Engine::~Engine() = default;
 
@@ -333,6 +346,7 @@ bool Engine::submit(std::vector<Sequence> sequences) {
       }
       added.push_back(id);
       state.live.insert(id);
+      if (state.record.requests != nullptr) state.record.requests->submitted(id);
     }
   } catch (...) {
     state.take_back(added);
@@ -355,6 +369,7 @@ EngineStats Engine::stats() const {
 
 void Engine::run() {
   State& state = *state_;
+  if (state.record.spans != nullptr) state.record.spans->leave();
   try {
     state.loop();
     state.finish_sequences();

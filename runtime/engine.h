@@ -17,13 +17,22 @@
 
 namespace trireme {
 
+class RequestLog;
+class SpanRecorder;
 class Worker;
 struct World;
 
+// What is recorded for a trace; null: nothing.
+struct EngineRecord {
+  SpanRecorder* spans = nullptr;  // the worker's
+  RequestLog* requests = nullptr;
+};
+
 class Engine final : public EngineApi {
  public:
-  // `world` and `worker` must outlive the engine.
-  Engine(World& world, Worker& worker, const SchedulerConfig& config, const KvPoolConfig& pool);
+  // `world`, `worker` and what `record` names must outlive the engine.
+  Engine(World& world, Worker& worker, const SchedulerConfig& config, const KvPoolConfig& pool,
+         const EngineRecord& record = {});
   ~Engine() override;
 
   void set_sink(Sink sink) override;

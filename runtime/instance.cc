@@ -8,11 +8,15 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "kernels/cuda_module.h"
+#include "runtime/instance_dtypes.h"
+#include "runtime/instance_layout.h"
 #include "runtime/instance_memory.h"
 #include "runtime/instance_phase.h"
 #include "runtime/instance_tokenizer.h"
 #include "runtime/largest_steps.h"
 #include "runtime/memory.h"
+#include "runtime/model/activation_flow.h"
+#include "runtime/model/stage_costs.h"
 #include "runtime/profiles.h"
 
 namespace trireme {
@@ -28,25 +32,27 @@ constexpr int64_t kMostBlocks = int64_t{1} << 30;
 constexpr int64_t kDeviceGuess = 512 << 20;
 // And once the largest steps have run: kernels and sampling buffers that they did not need.
 constexpr int64_t kDeviceMargin = 256 << 20;
+// What a recorder holds at most: 160 MB of spans, and 100 MB of rows.
+constexpr uint64_t kMostSpans = uint64_t{4} << 20;
+constexpr uint64_t kMostRows = uint64_t{2} << 20;
 
 int32_t default_threads(int local_size) {
   const CoreLimits limits = core_limits();
   return std::max(1, limits.bound ? limits.cores : limits.cores / std::max(1, local_size));
 }
 
-// Whether a step is launched before the last one's tokens are known.
+// Whether a step is launched before the tokens that it goes on from are known to rank 0. One stage
+// on a CPU gains nothing: its one thread does all of it.
 bool looks_ahead(const InstanceOptions& options, int pipeline, bool gpu) {
   if (options.look_ahead == "off") return false;
   if (options.look_ahead == "auto") {
-    return gpu && pipeline == 1 && options.steps_in_flight == 0;
+    return (gpu || pipeline > 1) && options.steps_in_flight == 0;
   }
   if (options.look_ahead != "on") {
     fail(ErrorCode::kInvalidArgument, "look_ahead: '{}' is not auto, on or off",
          options.look_ahead);
   }
-  if (pipeline == 1) return true;
-  fail(ErrorCode::kInvalidArgument, "look_ahead: {} pipeline stages; it needs a single one",
-       pipeline);
+  return true;
 }
 
 SchedulerConfig scheduler_config_of(const InstanceOptions& options, int pipeline, bool gpu) {
@@ -61,7 +67,7 @@ SchedulerConfig scheduler_config_of(const InstanceOptions& options, int pipeline
   override_with(config.max_queue, options.max_queue);
   config.max_chunk = std::min(config.max_chunk, config.token_budget);
   config.look_ahead = looks_ahead(options, pipeline, gpu);
-  const int steps = config.look_ahead ? 2 : pipeline;
+  const int steps = pipeline + (config.look_ahead ? 1 : 0);
   config.steps_in_flight = options.steps_in_flight > 0 ? options.steps_in_flight : steps;
   return config;
 }
@@ -75,35 +81,6 @@ int32_t context_wish(const InstanceOptions& options, const ModelConfig& config) 
   return options.max_context > 0 ? options.max_context : config.max_context;
 }
 
-// What the GPU computes with. Files of f16 keep all bits of their weights that way.
-DType element_of(const InstanceOptions& options, const WeightSource& source, bool gpu) {
-  if (options.dtype != "auto" && options.dtype != "bf16" && options.dtype != "f16") {
-    fail(ErrorCode::kInvalidArgument, "dtype: '{}' is not auto, bf16 or f16", options.dtype);
-  }
-  if (!gpu && options.dtype != "auto") {
-    fail(ErrorCode::kInvalidArgument,
-         "dtype: '{}' is for GPUs; the CPU multiplies weights as the files have them",
-         options.dtype);
-  }
-  if (options.dtype != "auto") return options.dtype == "f16" ? DType::kF16 : DType::kBF16;
-  const auto weight = source.find("layers.0.q.weight");
-  return weight && weight->format == QuantFormat::kF16 ? DType::kF16 : DType::kBF16;
-}
-
-DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source,
-                  const Backend& backend, bool gpu) {
-  if (options.kv_dtype == "f32") return DType::kF32;
-  if (options.kv_dtype == "f16") return DType::kF16;
-  if (options.kv_dtype == "bf16") return DType::kBF16;
-  if (options.kv_dtype != "auto") {
-    fail(ErrorCode::kInvalidArgument, "kv_dtype: '{}' is not auto, f32, f16 or bf16",
-         options.kv_dtype);
-  }
-  if (gpu) return backend.activation_dtype();
-  const auto weight = source.find("layers.0.q.weight");
-  return weight && weight->format == QuantFormat::kF32 ? DType::kF32 : DType::kF16;
-}
-
 // Tokens of one sequence that a group keeps at most.
 int64_t kept_tokens(int window, int32_t context, const SchedulerConfig& config) {
   return window == 0 ? context : std::min<int64_t>(context, int64_t{window} + config.max_chunk);
@@ -112,16 +89,17 @@ int64_t kept_tokens(int window, int32_t context, const SchedulerConfig& config) 
 }  // namespace
 
 struct Instance::State {
-  State(std::unique_ptr<Communicator> world_control, int rank_on_host, int local, int max_local,
-        const InstanceOptions& instance_options)
+  State(std::unique_ptr<Communicator> world_control, int rank_on_host, int ranks_on_host,
+        int of_node, const InstanceOptions& instance_options)
       : control(std::move(world_control)),
         local_rank(rank_on_host),
-        local_size(local),
-        max_local_size(max_local),
+        local_size(ranks_on_host),
+        node(of_node),
         options(instance_options) {}
 
   bool decide_gpu();
   void open();
+  void start_recording();
   void plan_memory();
   void load();
   void divide_device();
@@ -129,6 +107,7 @@ struct Instance::State {
   void report() const;
   MemoryNeeds memory_needs() const;
   std::unique_ptr<KvCache> make_cache(const std::vector<int32_t>& blocks) const;
+  ModelShape shape_of_model() const;
   std::string fitting_layout(int64_t memory) const;
   DecoderWeights load_with_progress();
 
@@ -136,12 +115,13 @@ struct Instance::State {
   int local_rank;                         // -1: no GPU is ever used
   int gpu_index = 0;
   int local_size;
-  int max_local_size;
+  int node;
   bool gpu = false;
   InstanceOptions options;
   std::unique_ptr<WeightSource> source;
   std::unique_ptr<Tokenizer> tokenizer;
   ParallelLayout layout;
+  std::unique_ptr<SpanRecorder> spans;  // outlives the communicators that it records
   World world;
   std::unique_ptr<ThreadPool> pool;
   std::unique_ptr<Backend> backend;
@@ -153,6 +133,7 @@ struct Instance::State {
   int64_t weight_size = 0;
   int64_t scratch_size = 0;
   int64_t kv_size = 0;
+  std::unique_ptr<RequestLog> requests;
   std::unique_ptr<Worker> worker;
   std::unique_ptr<Engine> engine;
 };
@@ -173,6 +154,7 @@ bool Instance::State::decide_gpu() {
 // Everything that can be wrong without touching a weight.
 void Instance::State::open() {
   const int rank = control->rank();
+  ModelShape shape;
   bool wanted = false;
   together(*control, [&] { wanted = decide_gpu(); });
   if (wanted) {
@@ -202,11 +184,12 @@ void Instance::State::open() {
     const DType element = element_of(options, *source, gpu);
     backend = gpu ? make_cuda_backend(*pool, gpu_index, element)
                   : make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
-    const ModelShape shape = model_shape(*source, backend->width_multiple());
-    const LayoutSpec spec = options.layout.empty()
-                                ? choose_layout(shape, control->size(), max_local_size)
-                                : parse_layout(options.layout);
-    layout = make_layout(spec, shape, control->size());
+    shape = shape_of_model();
+  });
+  const Topology topology =
+      find_topology(*control, node, gpu && control->size() > 1 ? gpu_index : -1);
+  layout = agree_on_layout(*control, options.layout, shape, topology);
+  together(*control, [&] {
     scheduler = scheduler_config_of(options, layout.pipeline(), gpu);
     scheduler.max_context = context_wish(options, source->config());
     validate(scheduler);
@@ -228,24 +211,50 @@ void Instance::State::open() {
     }
   });
   world = make_world(std::move(control), layout);
+  start_recording();
   if (gpu) connect_devices(world, gpu_index);
   if (rank == 0) {
     const ModelConfig& config = source->config();
     log::info("model {} ({}): {} layers, hidden {}, {} heads, {} KV heads, vocabulary {}",
               config.name.empty() ? options.model : config.name, config.architecture,
               config.layers.size(), config.hidden, config.q_heads, config.kv_heads, config.vocab);
-    log::info("layout {}{}", world.layout.describe(), options.layout.empty() ? " (chosen)" : "");
+    log::info("layout {}{}; {}", world.layout.describe(), options.layout.empty() ? " (chosen)" : "",
+              topology.describe());
+    if (world.layout.pipeline() > 1) {
+      log::info("stages take {:.2f} of the slowest one's time, by the cost model",
+                fmt::join(stage_shares(world.layout, shape), " : "));
+    }
     if (!tokenizer) log::warn("{}: no tokenizer, token ids only", options.model);
   }
+}
+
+// With what its parts cost on this rank's backend; equal on all ranks.
+ModelShape Instance::State::shape_of_model() const {
+  ModelShape shape = model_shape(*source, backend->width_multiple());
+  shape.costs = stage_costs(*source, *backend);
+  return shape;
+}
+
+void Instance::State::start_recording() {
+  if (options.record.count == 0) return;
+  // A layer has two reductions; what else a step has is less than this.
+  const uint64_t of_step = 64 + 4 * source->config().layers.size();
+  const uint64_t steps = std::min(options.record.count, kMostSpans);
+  spans = std::make_unique<SpanRecorder>(options.record, std::min(steps * of_step, kMostSpans));
+  record_spans(world, *spans);
+  if (world.rank != 0) return;
+  const uint64_t rows = steps * static_cast<uint64_t>(scheduler.max_rows);
+  requests = std::make_unique<RequestLog>(options.record, std::min(rows, kMostRows));
 }
 
 // The smallest world, up to 64 ranks, whose GPUs of `memory` bytes each hold the weights and leave
 // a tenth for the KV cache; in words.
 std::string Instance::State::fitting_layout(int64_t memory) const {
-  const ModelShape shape = model_shape(*source, backend->width_multiple());
+  const ModelShape shape = shape_of_model();
   for (int ranks = 1; ranks <= 64; ranks *= 2) {
     try {
-      const ParallelLayout tried = make_layout(choose_layout(shape, ranks, 8), shape, ranks);
+      const ParallelLayout tried =
+          make_layout(choose_layout(shape, even_topology(ranks, 8)), shape, ranks);
       int64_t most = 0;
       for (int rank = 0; rank < ranks; ++rank) {
         most = std::max(most, trireme::weight_bytes(*source, tried, rank, *backend));
@@ -268,7 +277,9 @@ MemoryNeeds Instance::State::memory_needs() const {
                              std::min<int64_t>(scheduler.token_budget, backend->max_logit_rows())) +
       backend->workspace_bytes({static_cast<int>(world.shard().q_heads.count), config.head_dim,
                                 static_cast<int>(groups.windows.size()),
-                                world.last_stage() ? world.shard().vocab.count : 0});
+                                world.last_stage() ? world.shard().vocab.count : 0}) +
+      ActivationFlow::bytes(*backend, !world.first_stage(), !world.last_stage(),
+                            scheduler.token_budget, config.hidden);
   needs.kv_memory = options.kv_memory;
   needs.device = backend->device_memory();
   needs.reserve = kDeviceGuess;
@@ -330,12 +341,12 @@ std::unique_ptr<KvCache> Instance::State::make_cache(const std::vector<int32_t>&
 // steps run with a cache of one block, which goes when its successor is there.
 void Instance::State::divide_device() {
   const int64_t trial_kv = kv_size;
+  const auto begin = std::chrono::steady_clock::now();
   try {
     run_largest_steps(
         *worker,
         largest_steps(scheduler, source->config(), groups.windows.size(), options.block_size,
-                      recorded_sizes(*backend, most_decode_rows(scheduler))),
-        world.last_stage());
+                      recorded_sizes(*backend, most_decode_rows(scheduler))));
     backend->synchronize();
   } catch (const std::exception& error) {
     const std::string what =
@@ -344,6 +355,10 @@ void Instance::State::divide_device() {
     abort_world(world, 0, what.c_str());
     const auto* known = dynamic_cast<const Error*>(&error);
     fail(known != nullptr ? known->code() : ErrorCode::kInternal, "{}", what);
+  }
+  if (world.rank == 0) {
+    log::info("the largest steps were tried in {:.1f} s",
+              std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
   MemoryNeeds needs;
   together(*world.control, [&] {
@@ -399,6 +414,8 @@ void Instance::State::load() {
   worker_config.max_tokens = scheduler.token_budget;
   worker_config.block_size = options.block_size;
   worker_config.look_ahead = scheduler.look_ahead;
+  worker_config.shares = work_shares(scheduler);
+  worker_config.spans = spans.get();
   try {
     worker = std::make_unique<Worker>(config, world, *backend, std::move(weights),
                                       std::move(*cache), worker_config);
@@ -408,7 +425,9 @@ void Instance::State::load() {
   }
   if (on_device) divide_device();
   together(*world.control, [&] {
-    if (world.rank == 0) engine = std::make_unique<Engine>(world, *worker, scheduler, kv_pool);
+    if (world.rank != 0) return;
+    const EngineRecord record{spans.get(), requests.get()};
+    engine = std::make_unique<Engine>(world, *worker, scheduler, kv_pool, record);
   });
 }
 
@@ -432,14 +451,13 @@ void Instance::State::report() const {
 
 Instance::Instance(const MpiEnvironment& environment, const InstanceOptions& options)
     : state_(std::make_unique<State>(environment.make_control(), environment.local_rank(),
-                                     environment.local_size(), environment.max_local_size(),
-                                     options)) {
+                                     environment.local_size(), environment.node(), options)) {
   bring_up();
 }
 
-Instance::Instance(std::unique_ptr<Communicator> control, int local_size, int max_local_size,
-                   const InstanceOptions& options)
-    : state_(std::make_unique<State>(std::move(control), -1, local_size, max_local_size, options)) {
+Instance::Instance(std::unique_ptr<Communicator> control, const InstanceOptions& options) {
+  const int ranks = control->size();
+  state_ = std::make_unique<State>(std::move(control), -1, ranks, 0, options);
   bring_up();
 }
 
@@ -465,6 +483,8 @@ Engine& Instance::engine() {
   if (!state_->engine) fail(ErrorCode::kInternal, "the engine is on rank 0 only");
   return *state_->engine;
 }
+const SpanRecorder* Instance::spans() const { return state_->spans.get(); }
+const RequestLog* Instance::requests() const { return state_->requests.get(); }
 int64_t Instance::weight_bytes() const { return state_->weight_size; }
 int64_t Instance::kv_bytes() const { return state_->kv_size; }
 

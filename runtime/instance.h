@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/dtype.h"
+#include "base/spans.h"
 #include "base/thread_pool.h"
 #include "kernels/backend.h"
 #include "parallel/world.h"
@@ -15,6 +16,7 @@
 #include "runtime/model/weight_source.h"
 #include "runtime/scheduler.h"
 #include "runtime/tokenizer.h"
+#include "runtime/trace/request_log.h"
 #include "runtime/worker.h"
 
 namespace trireme {
@@ -41,9 +43,10 @@ struct InstanceOptions {
   int64_t kv_memory = 0;          // bytes per rank; 0: what max_running sequences can use, at most
                                   // a share of the free memory
   bool prefix_cache = true;
-  int steps_in_flight = 0;  // 0: one per pipeline stage; 2 with look_ahead
-  // on, off. auto: on with GPUs, where launching only queues work, and one stage.
+  int steps_in_flight = 0;  // 0: one per pipeline stage, and one more with look_ahead
+  // on, off. auto: on with GPUs, where launching only queues work, and with several stages.
   std::string look_ahead = "auto";
+  StepWindow record;  // steps whose spans are recorded, for a trace
 };
 
 class Instance {
@@ -52,9 +55,8 @@ class Instance {
   // before anything is loaded: kInvalidArgument for a wrong layout, kResourceExhausted stating
   // how much is missing on which host. An error on one rank is thrown on every rank.
   Instance(const MpiEnvironment& environment, const InstanceOptions& options);
-  // The same over any control communicator, on CPU: for thread worlds in tests.
-  Instance(std::unique_ptr<Communicator> control, int local_size, int max_local_size,
-           const InstanceOptions& options);
+  // The same over any control communicator, on CPU, all ranks in this process: for tests.
+  Instance(std::unique_ptr<Communicator> control, const InstanceOptions& options);
   ~Instance();
 
   World& world();
@@ -67,6 +69,9 @@ class Instance {
   ThreadPool& pool();
   Worker& worker();
   Engine& engine();              // rank 0 only
+  // What InstanceOptions::record asked for; null without. The log of requests is on rank 0 only.
+  const SpanRecorder* spans() const;
+  const RequestLog* requests() const;
   int64_t weight_bytes() const;  // on this rank
   int64_t kv_bytes() const;
 

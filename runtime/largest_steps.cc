@@ -131,12 +131,8 @@ std::vector<StepPlan> largest_steps(const SchedulerConfig& config, const ModelCo
   return plans.take();
 }
 
-void run_largest_steps(Worker& worker, const std::vector<StepPlan>& plans, bool last_stage) {
-  StepResult result;
-  for (const StepPlan& plan : plans) {
-    worker.launch(plan);
-    if (last_stage) worker.finish(result);
-  }
+void run_largest_steps(Worker& worker, const std::vector<StepPlan>& plans) {
+  for (const StepPlan& plan : plans) worker.try_step(plan);
 }
 
 }  // namespace trireme

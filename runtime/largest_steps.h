@@ -27,8 +27,8 @@ std::vector<StepPlan> largest_steps(const SchedulerConfig& config, const ModelCo
 // Sequences of the largest decode step.
 int32_t most_decode_rows(const SchedulerConfig& config);
 
-// Launches and finishes the plans; on all ranks alike, before any other step. They are of epoch 0:
-// the scheduler's first plan, of a later one, begins with empty slots.
-void run_largest_steps(Worker& worker, const std::vector<StepPlan>& plans, bool last_stage);
+// On all ranks alike, before any other step. The plans are of epoch 0: the scheduler's first plan,
+// of a later one, begins with empty slots.
+void run_largest_steps(Worker& worker, const std::vector<StepPlan>& plans);
 
 }  // namespace trireme

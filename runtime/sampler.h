@@ -63,6 +63,7 @@ class Sampler {
   // Whether queue() takes these rows: the logits are on a device, tokens are all that is wanted,
   // and one look decides them (greedy, or a temperature alone). The same on all ranks.
   bool can_queue(std::span<const SampleRow> rows) const;
+  size_t most_queued() const;  // rows that queue() takes at most; 0: none
   // As sample(), but only queued: row i's token becomes the newest of slots[i] for the next step on
   // the device (StepInputs::token_slots). At most LogitChooser::kInFlight are not taken at a time.
   uint64_t queue(MatrixView logits, std::span<const SampleRow> rows,

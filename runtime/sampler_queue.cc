@@ -4,11 +4,14 @@
 
 namespace trireme {
 
+size_t Sampler::most_queued() const {
+  LogitChooser* chooser = state_->logits->chooser();
+  return chooser == nullptr ? 0 : chooser->most_choices(state_->tp.size());
+}
+
 bool Sampler::can_queue(std::span<const SampleRow> rows) const {
   const State& state = *state_;
-  LogitChooser* chooser = state.logits->chooser();
-  if (chooser == nullptr || rows.empty()) return false;
-  if (rows.size() > chooser->most_choices(state.tp.size())) return false;
+  if (rows.empty() || rows.size() > most_queued()) return false;
   return std::all_of(rows.begin(), rows.end(), [&](const SampleRow& row) {
     if (row.params == nullptr || row.params->logprobs >= 0 || row.params->needs_counts()) {
       return false;

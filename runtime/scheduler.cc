@@ -19,15 +19,15 @@ void validate(const SchedulerConfig& config) {
   check("max_queue", config.max_queue, 1 << 20);
   check("max_context", config.max_context, INT32_MAX);
   check("steps_in_flight", config.steps_in_flight, 256);
-  if (config.look_ahead && config.steps_in_flight != 2) {
-    fail(ErrorCode::kInvalidArgument, "steps_in_flight: {}: with look_ahead it is 2",
+  if (config.look_ahead && config.steps_in_flight < 2) {
+    fail(ErrorCode::kInvalidArgument, "steps_in_flight: {}: with look_ahead at least 2",
          config.steps_in_flight);
   }
   if (config.max_lookups != 0) check("max_lookups", config.max_lookups, 1 << 30);
 }
 
 int32_t work_shares(const SchedulerConfig& config) {
-  return config.look_ahead ? 1 : config.steps_in_flight;
+  return config.look_ahead ? config.steps_in_flight - 1 : config.steps_in_flight;
 }
 
 int32_t slot_count(const SchedulerConfig& config) {

@@ -6,10 +6,10 @@
 // steps_in_flight plans may be out at once (one per pipeline stage). A sequence that waits for a
 // sampled token is in one plan; consecutive chunks of one prompt may be in several.
 //
-// With look_ahead the row after one that samples is planned while that one is in flight: its token
-// is kSampled. If the token then ends the sequence (only a stop id or an error is not foreseen),
-// the row in flight is a ghost: its result is dropped, and slot and blocks stay taken until it is
-// applied.
+// With look_ahead the row after one that samples is planned while that one is in flight, as many
+// steps after it as there are stages: its token is kSampled. If the token then ends the sequence
+// (only a stop id or an error is not foreseen), the row in flight is a ghost: its result is
+// dropped, and slot and blocks stay taken until it is applied.
 //
 // Plans must be executed in the order of their steps on every rank, and within a plan a layer must
 // write the KV of all rows before any row reads it (see README.md, "Scheduler and KV pool").
@@ -34,7 +34,7 @@ struct SchedulerConfig {
   int32_t max_queue = 1024;    // sequences waiting for their first slot
   int32_t max_context = 2048;  // prompt and generated tokens of one sequence
   int32_t steps_in_flight = 1;
-  bool look_ahead = false;  // only with steps_in_flight 2, which are then of one stage
+  bool look_ahead = false;  // steps_in_flight is then one more than there are stages
   int32_t max_lookups = 0;  // cached blocks looked up for newcomers in one step; 0: lookup_budget()
 };
 
@@ -45,6 +45,9 @@ void validate(const SchedulerConfig& config);
 // where the rows of that many sequences would leave no budget for prefill: an eighth of the budget
 // (at least 1 token, at most max_chunk) is kept for it.
 int32_t slot_count(const SchedulerConfig& config);
+
+// Plans in flight among which the work at hand is divided: one for each stage.
+int32_t work_shares(const SchedulerConfig& config);
 
 // max_lookups, or a number that keeps planning short beside the rows: 1,536 and 3 for each of
 // max_rows.

@@ -32,6 +32,7 @@ void Planner::run() {
   if (preempted_) state_.compact();
   if (!preempted_ && !starved_) admit_waiting();
   plan_.rows.insert(plan_.rows.end(), prefill_rows_.begin(), prefill_rows_.end());
+  flight_.decode_rows = static_cast<int32_t>(flight_.rows.size());
   flight_.rows.insert(flight_.rows.end(), prefill_flight_.begin(), prefill_flight_.end());
 }
 
@@ -53,9 +54,8 @@ void Planner::survey() {
       prefill += entry->size - entry->computed;
     }
   }
-  // Each plan in flight gets its share of the decode rows, so that every stage has work.
-  const int32_t steps = work_shares(config);
-  decode_left_ = std::min({ready, (decoding + steps - 1) / steps, config.max_rows});
+  const int32_t steps = shares_;
+  decode_left_ = std::min(decode_share(decoding, ready), config.max_rows);
   if (prefilling > 0 && config.max_rows > 1) {
     decode_left_ = std::min(decode_left_, config.max_rows - 1);  // prefill is never shut out
   }
@@ -66,6 +66,18 @@ void Planner::survey() {
   }
   prefill_tokens_left_ = static_cast<int32_t>(tokens);
   prefill_rows_left_ = config.max_rows - decode_left_;
+}
+
+// Each plan in flight gets its share of the decode rows, so that every stage has work: as many as the
+// others, and one more as long as there are fewer such plans than rows that remain.
+int32_t Planner::decode_share(int32_t decoding, int32_t ready) const {
+  const int32_t share = decoding / shares_;
+  const auto others = std::min(state_.flights.size(), static_cast<size_t>(shares_ - 1));
+  const auto larger = std::count_if(state_.flights.end() - static_cast<std::ptrdiff_t>(others),
+                                    state_.flights.end(), [share](const Flight& flight) {
+                                      return flight.decode_rows > share;
+                                    });
+  return std::min(ready, larger < decoding % shares_ ? share + 1 : share);
 }
 
 void Planner::plan_running() {
@@ -248,6 +260,7 @@ void Planner::place(Entry& entry, int32_t count, PlanRow& row, FlightRow& flight
   entry.computed += count;
   state_.kv_tokens_used += count * static_cast<int64_t>(pool_.groups());
   ++entry.in_flight;
+  entry.last_step = static_cast<uint16_t>(state_.steps + 1);
   flight.entry = &entry;
   flight.end = entry.computed;
   if (entry.computed > entry.capacity) take_blocks(entry, row);

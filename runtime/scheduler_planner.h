@@ -13,18 +13,24 @@ namespace trireme {
 class Planner {
  public:
   Planner(SchedulerState& state, StepPlan& plan, Flight& flight)
-      : state_(state), pool_(state.pool), plan_(plan), flight_(flight), promised_(pool_.groups()) {}
+      : state_(state),
+        pool_(state.pool),
+        plan_(plan),
+        flight_(flight),
+        shares_(work_shares(state.config)),
+        promised_(pool_.groups()) {}
 
   void run();
 
  private:
   void make_room_for_priority();
   void survey();
+  int32_t decode_share(int32_t decoding, int32_t ready) const;
   void plan_running();
   void prefetch(size_t index) const;
   void plan_running(size_t index);
   bool may_go_ahead(const Entry& entry) const {
-    return state_.config.look_ahead && entry.may_go_ahead();
+    return state_.config.look_ahead && entry.may_go_ahead(state_.steps + 1, shares_);
   }
   void plan_ahead(Entry& entry, size_t index);
   void admit_waiting();
@@ -52,6 +58,7 @@ class Planner {
   KvCachePool& pool_;
   StepPlan& plan_;
   Flight& flight_;
+  const int32_t shares_;
   std::vector<PlanRow> prefill_rows_;  // follow the decode rows
   std::vector<FlightRow> prefill_flight_;
   std::vector<int32_t> promised_;  // per KV group: blocks that admitted prefills have yet to take

@@ -40,7 +40,8 @@ struct alignas(64) Entry {
   int32_t computed = 0;   // positions whose KV exists or is in flight; size + 1 with a row ahead
   int32_t capacity = 0;   // positions that the block tables cover
   int32_t newest = 0;     // the last token
-  int32_t in_flight = 0;  // plans with a row of this sequence
+  int16_t in_flight = 0;  // plans with a row of this sequence
+  uint16_t last_step = 0;  // the newest of these, modulo 65536
   SlotId slot = -1;
   int32_t max_size = 0;                             // the sequence ends at this size
   int32_t stops_above = 0;                          // stop ids count in sizes above this
@@ -72,9 +73,11 @@ struct alignas(64) Entry {
   // Whether some of its known tokens are in no plan yet.
   bool ready() const { return !aborted && computed < size; }
   // Whether it waits for the token of its row in flight and, stop ids apart, will go on after it.
-  bool may_go_ahead() const {
+  // `step` plans it, and no earlier one than `shares` steps after that row's: every share of the
+  // work has its turn.
+  bool may_go_ahead(uint64_t step, int32_t shares) const {
     return phase == Phase::kDecode && in_flight > 0 && computed == size && !aborted &&
-           size + 1 < max_size;
+           size + 1 < max_size && static_cast<uint16_t>(step - last_step) >= shares;
   }
   void append(int32_t token) {
     tail[tail_size++] = newest = token;
@@ -125,9 +128,6 @@ struct RanksBefore {
   }
 };
 
-// Plans in flight among which the work at hand is divided: one for each stage.
-int32_t work_shares(const SchedulerConfig& config);
-
 struct FlightRow {
   Entry* entry = nullptr;
   SlotId slot = 0;
@@ -142,7 +142,8 @@ struct FlightRow {
 struct Flight {
   uint64_t step = 0;
   int64_t prefill_tokens = 0;
-  std::vector<FlightRow> rows;
+  int32_t decode_rows = 0;
+  std::vector<FlightRow> rows;  // decode rows first
 };
 
 // Blocks of a sequence that is gone. They are released a few thousand a step: many long sequences

@@ -31,8 +31,8 @@ struct SlotInit {
 
 inline constexpr int32_t kNoBlock = -1;
 
-// In StepPlan::tokens, as the only token of its row: what the slot's row of the step before
-// sampled. Such a step is launched before that token has reached the host.
+// In StepPlan::tokens, as the only token of its row: what the slot's last row sampled. Such a step
+// is planned before that token has reached rank 0.
 inline constexpr int32_t kSampled = -1;
 
 // Consecutive tokens of one slot: a prefill chunk, a decode row, later a verify row.

@@ -12,8 +12,10 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "parallel/wait.h"
+#include "runtime/model/activation_flow.h"
 #include "runtime/model/tensor_sums_start.h"
 #include "runtime/sampler.h"
+#include "runtime/token_return.h"
 #include "runtime/worker_messages.h"
 #include "runtime/worker_slots.h"
 
@@ -37,8 +39,9 @@ struct Wanted {
 struct LaunchedStep {
   StepResult result;
   uint64_t number = 0;  // of Sampler::queue; 0: the result is whole
-  // Of the queued rows: which of the result's they are, the sequence's admission to its slot, and the
-  // position that they sample for.
+  bool told = false;    // the first stage hears its tokens from the device
+  // Of the queued rows: which of the result's they are, the sequence's admission to its slot, and
+  // the position that they sample for.
   struct Row {
     size_t result = 0;
     uint64_t admission = 0;
@@ -62,12 +65,14 @@ struct Worker::State {
 
   void check(const StepPlan& plan) const;
   std::span<const int32_t> known_tokens(const StepPlan& plan);
+  void prepare(const StepPlan& plan, LaunchedStep& launch);
   void build_batch(const StepPlan& plan);
   void compute(const StepPlan& plan);
   void want_logits(const StepPlan& plan, StepResult& result);
   void want_prompt(const StepPlan& plan, const PlanRow& row, size_t result);
   void want_sample(const PlanRow& row, size_t result);
   bool queue_sampling(LaunchedStep& step);
+  void take_tokens(const StepPlan& plan, LaunchedStep& launch);
   void sample(StepResult& result);
   // What this rank's GPU waits for others through; null if for nobody.
   DeviceCommunicator* device_group() const {
@@ -77,7 +82,10 @@ struct Worker::State {
   void remember(const StepPlan& plan, const StepResult& result);
   void collect(LaunchedStep& step);
   void finish(StepResult& result);
-  void finish_all_but(size_t steps, StepResult& result, std::vector<std::byte>& message);
+  bool is_done(const LaunchedStep& launch) const;
+  void look_after(std::chrono::steady_clock::time_point& looked);
+  void finish_oldest(StepResult& result, std::vector<std::byte>& message);
+  void attend(StepResult& result, std::vector<std::byte>& message);
 
   const ModelConfig& model;
   World& world;
@@ -88,16 +96,19 @@ struct Worker::State {
   std::unique_ptr<TensorSums> sums;
   Decoder decoder;
   StageEdge edge;
+  ActivationFlow flow;
   Backend& backend;
   std::unique_ptr<Sampler> sampler;  // last stage
-  uint64_t step = 0;                 // for messages
+  std::unique_ptr<TokenReturn> tokens_back;
+  uint64_t step = 0;  // for messages
+  bool omits_edges = false;
   std::deque<LaunchedStep> launched;  // not finished yet, the oldest first
   std::vector<LaunchedStep> spare;    // for reuse
 
   // Reused by every step.
   DecoderBatch batch;
   std::vector<AttentionRow> rows;
-  std::vector<int32_t> tokens;  // where the plan's leave some open
+  std::vector<int32_t> tokens;       // where the plan's leave some open
   std::vector<int32_t> token_slots;  // as StepInputs::token_slots
   std::vector<Wanted> wanted;
   std::vector<int32_t> logit_tokens;
@@ -119,12 +130,9 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
       sums(make_tensor_sums(*world.tp, world.device_tp.get(), backend_of_rank, model.hidden)),
       decoder(model, world.layout, world.rank, std::move(weights), backend_of_rank, *sums,
               config.max_tokens, logit_rows(config, backend_of_rank)),
-      edge(world.device_data ? *world.device_data : *world.data, world.layout),
+      edge(make_stage_edge(world)),
+      flow(edge, backend_of_rank, config.max_tokens, model.hidden),
       backend(backend_of_rank) {
-  if (config.look_ahead && world.layout.pipeline() > 1) {
-    fail(ErrorCode::kInvalidArgument, "look_ahead: {} pipeline stages; it needs a single one",
-         world.layout.pipeline());
-  }
   if (world.device_tp) {
     tune_sums(*sums, *world.tp, *world.device_tp, decoder.sum_buffers());
   }
@@ -132,6 +140,16 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
     sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab,
                                         backend.make_logit_rows(config.slots));
   }
+  TokenReturn::Settings settings;
+  settings.look_ahead = config.look_ahead;
+  settings.slots = config.slots;
+  settings.shares = config.shares;
+  settings.vocab = model.vocab;
+  if (sampler != nullptr) {
+    settings.most_on_device =
+        std::min(sampler->most_queued(), static_cast<size_t>(logit_rows(config, backend)));
+  }
+  tokens_back = std::make_unique<TokenReturn>(world, backend, slots, settings);
   batch.tables.resize(groups.windows.size());
 }
 
@@ -160,6 +178,11 @@ std::span<const int32_t> Worker::State::known_tokens(const StepPlan& plan) {
     const auto at = static_cast<size_t>(row.token_begin);
     if (tokens[at] != kSampled) continue;
     const WorkerSlot& slot = slots[row.slot];
+    if (!world.first_stage()) {  // which alone reads tokens
+      tokens[at] = kStandIn;
+      continue;
+    }
+    tokens_back->need(row.slot, row.position);
     tokens[at] = slot.newest;
     if (slot.pending != row.position) continue;
     token_slots.resize(tokens.size(), -1);
@@ -187,10 +210,11 @@ void Worker::State::build_batch(const StepPlan& plan) {
 void Worker::State::compute(const StepPlan& plan) {
   const auto tokens = static_cast<int64_t>(plan.tokens.size());
   batch.logit_tokens = logit_tokens;
+  const SpanScope span(config.spans, SpanKind::kLayers);
   decoder.begin(batch, groups, cache);
-  if (edge.has_previous()) edge.recv(decoder.hidden(tokens), {backend.stream()});
+  if (!omits_edges) flow.receive(decoder.hidden(tokens));
   decoder.forward();
-  if (edge.has_next()) edge.send(decoder.hidden(tokens), {backend.stream()});
+  if (!omits_edges) flow.send(decoder.hidden(tokens));
 }
 
 void Worker::State::want_prompt(const StepPlan& plan, const PlanRow& row, size_t result) {
@@ -271,10 +295,37 @@ bool Worker::State::queue_sampling(LaunchedStep& launch) {
   return true;
 }
 
+// Samples, or has the device choose.
+void Worker::State::take_tokens(const StepPlan& plan, LaunchedStep& launch) {
+  const bool queued = queue_sampling(launch);
+  launch.told = tokens_back->on_device(plan);
+  if (launch.told) {
+    if (!queued) fail(ErrorCode::kInternal, "step {}: tokens are not on the device", plan.step);
+    tokens_back->tell_chosen();
+  }
+  if (queued) return;
+  for (LaunchedStep& earlier : launched) collect(earlier);  // penalties count them
+  sample(launch.result);
+  if (config.look_ahead) remember(plan, launch.result);
+}
+
+bool Worker::State::is_done(const LaunchedStep& launch) const {
+  return launch.number == 0 || sampler->done(launch.number);
+}
+
+// For loops that wait for the device or for others: throws, every millisecond, what went wrong.
+void Worker::State::look_after(std::chrono::steady_clock::time_point& looked) {
+  const auto now = std::chrono::steady_clock::now();
+  if (now - looked < std::chrono::milliseconds(1)) return;
+  looked = now;
+  backend.check();
+  if (DeviceCommunicator* device = device_group()) device->check();
+  world.control->check();
+}
+
 // Takes what the device has chosen, once it is there.
 void Worker::State::collect(LaunchedStep& launch) {
   if (launch.number == 0) return;
-  DeviceCommunicator* device = device_group();
   auto looked = std::chrono::steady_clock::now();
   Waiter waiter(kStepLimit, false);
   while (!sampler->done(launch.number)) {
@@ -282,11 +333,7 @@ void Worker::State::collect(LaunchedStep& launch) {
       fail(ErrorCode::kDeadlineExceeded, "step {}: the GPU has not finished in {} s",
            launch.result.step, kStepLimit.count());
     }
-    const auto now = std::chrono::steady_clock::now();
-    if (now - looked < std::chrono::milliseconds(1)) continue;
-    looked = now;
-    backend.check();
-    if (device != nullptr) device->check();
+    look_after(looked);
   }
   sampler->take(launch.number, chosen);
   launch.number = 0;
@@ -300,6 +347,7 @@ void Worker::State::collect(LaunchedStep& launch) {
 }
 
 void Worker::State::sample(StepResult& result) {
+  const SpanScope span(config.spans, SpanKind::kSample);
   const auto most = static_cast<size_t>(logit_rows(config, backend));
   for (size_t begin = 0; begin < wanted.size(); begin += most) {
     const size_t count = std::min(most, wanted.size() - begin);
@@ -344,42 +392,89 @@ void Worker::State::finish(StepResult& result) {
   launched.pop_front();
 }
 
-// On a rank other than 0: the newest `steps` may stay as they are. Results go to rank 0.
-void Worker::State::finish_all_but(size_t steps, StepResult& result,
-                                   std::vector<std::byte>& message) {
-  while (launched.size() > steps) {
-    finish(result);
-    if (world.tensor_rank() != 0) continue;
+// On a rank other than 0. Results go to rank 0.
+void Worker::State::finish_oldest(StepResult& result, std::vector<std::byte>& message) {
+  const SpanScope span(config.spans, SpanKind::kResult);
+  const bool told = launched.front().told;
+  finish(result);
+  if (!told) tokens_back->tell(result);
+  if (world.last_stage() && !world.first_stage() && world.tensor_rank() == 0) {
     encode(result, message);
     world.control->send(message, 0, kResultTag);
   }
 }
 
+// Results leave as soon as they are there, until there is an order: the next step is launched while
+// the device is at this one.
+void Worker::State::attend(StepResult& result, std::vector<std::byte>& message) {
+  Waiter waiter(kStepLimit, false);
+  auto looked = std::chrono::steady_clock::now();
+  while (!launched.empty()) {
+    if (is_done(launched.front())) {
+      finish_oldest(result, message);
+      waiter = Waiter(kStepLimit, false);
+      continue;
+    }
+    const bool room = launched.size() < LogitChooser::kInFlight;
+    if (room && world.control->probe(0, kOrderTag, Wait::kNever) >= 0) return;
+    if (!waiter.pause()) {
+      fail(ErrorCode::kDeadlineExceeded, "step {}: the GPU has not finished in {} s",
+           launched.front().result.step, kStepLimit.count());
+    }
+    look_after(looked);
+  }
+}
+
+// What a plan changes here, and what it wants; no other rank is needed for it.
+void Worker::State::prepare(const StepPlan& plan, LaunchedStep& launch) {
+  const SpanScope span(config.spans, SpanKind::kPrepare);
+  step = plan.step;
+  check(plan);
+  tokens_back->begin(plan.step);
+  slots.apply(plan);
+  build_batch(plan);
+  tokens_back->expect(plan);
+  logit_tokens.clear();
+  if (!spare.empty()) {
+    launch = std::move(spare.back());
+    spare.pop_back();
+  }
+  if (world.last_stage()) want_logits(plan, launch.result);
+}
+
 void Worker::launch(const StepPlan& plan) {
   State& state = *state_;
-  state.step = plan.step;
-  state.check(plan);
-  state.slots.apply(plan);
-  state.build_batch(plan);
-  const bool samples = state.world.last_stage();
-  state.logit_tokens.clear();
+  if (state.config.spans != nullptr) state.config.spans->enter(plan.step);
   LaunchedStep launch;
-  if (!state.spare.empty()) {
-    launch = std::move(state.spare.back());
-    state.spare.pop_back();
-  }
-  if (samples) state.want_logits(plan, launch.result);
+  state.prepare(plan, launch);
+  const bool samples = state.world.last_stage();
   if (!plan.rows.empty()) state.compute(plan);
   if (!samples) return;
-  if (!state.wanted.empty() && !state.queue_sampling(launch)) {
-    for (LaunchedStep& earlier : state.launched) state.collect(earlier);  // penalties count them
-    state.sample(launch.result);
-    if (state.config.look_ahead) state.remember(plan, launch.result);
-  }
+  if (!state.wanted.empty()) state.take_tokens(plan, launch);
   state.launched.push_back(std::move(launch));
 }
 
 void Worker::finish(StepResult& result) { state_->finish(result); }
+
+void Worker::try_step(const StepPlan& plan) {
+  State& state = *state_;
+  launch(plan);
+  StepResult result;
+  while (!state.launched.empty()) {
+    const bool told = state.launched.front().told;
+    state.finish(result);
+    if (!told) state.tokens_back->tell(result);
+  }
+  settle();
+  if (state.config.spans != nullptr) state.config.spans->leave();
+}
+
+void Worker::settle() { state_->tokens_back->settle(); }
+
+void Worker::omit_edges(bool omit) { state_->omits_edges = omit; }
+Decoder& Worker::decoder() { return state_->decoder; }
+const StageEdge& Worker::edge() const { return state_->edge; }
+uint64_t Worker::last_step() const { return state_->step; }
 
 void Worker::run() {
   State& state = *state_;
@@ -387,8 +482,14 @@ void Worker::run() {
   StepPlan plan;
   StepResult result;
   std::vector<std::byte> message;
-  try {
+  SpanRecorder* spans = state.config.spans;
+  const auto sleep = [&] {
+    const SpanScope span(spans, SpanKind::kWait);
     world.doorbell->sleep();
+  };
+  try {
+    if (spans != nullptr) spans->leave();
+    sleep();
     while (true) {
       receive(*world.control, 0, kOrderTag, Wait::kForever, message);
       if (message.empty()) fail(ErrorCode::kInternal, "worker: empty message from rank 0");
@@ -398,12 +499,21 @@ void Worker::run() {
         fail(ErrorCode::kInternal, "worker: no such order from rank 0");
       const bool goes_on = order == Order::kPlan;
       if (goes_on) {
-        decode(std::span<const std::byte>(message), plan);
+        {
+          const SpanScope span(spans, SpanKind::kPrepare);
+          decode(std::span<const std::byte>(message), plan);
+        }
         launch(plan);
       }
-      state.finish_all_but(goes_on && state.config.look_ahead ? 1 : 0, result, message);
+      if (goes_on) {
+        state.attend(result, message);
+      } else {
+        while (!state.launched.empty()) state.finish_oldest(result, message);
+        settle();
+      }
+      if (goes_on && spans != nullptr) spans->leave();
       if (order == Order::kEnd) return;
-      if (order == Order::kSleep) world.doorbell->sleep();
+      if (order == Order::kSleep) sleep();
     }
   } catch (const std::exception& error) {
     abort_world(world, state.step, error.what());
@@ -415,10 +525,9 @@ void abort_world(World& world, uint64_t step, const char* what) {
   const std::string line = fmt::format("rank {} {} tp{} pp{} step {}: {}", world.rank, host_name(),
                                        world.tensor_rank(), world.stage(), step, what);
   log::error("{}", line);
-  for (Communicator* group :
-       {static_cast<Communicator*>(world.device_tp.get()),
-        static_cast<Communicator*>(world.device_data.get()), world.tp.get(), world.data.get(),
-        world.control.get()}) {
+  for (Communicator* group : {static_cast<Communicator*>(world.device_tp.get()),
+                              static_cast<Communicator*>(world.device_data.get()), world.tp.get(),
+                              world.data.get(), world.control.get()}) {
     try {
       if (group != nullptr) group->abort(line);
     } catch (const std::exception&) {  // already down

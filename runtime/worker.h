@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "base/spans.h"
 #include "kernels/backend.h"
 #include "parallel/stage_edge.h"
 #include "parallel/world.h"
@@ -21,6 +22,8 @@ struct WorkerConfig {
   int32_t max_tokens = 512;  // as SchedulerConfig::token_budget
   int32_t block_size = 16;
   bool look_ahead = false;  // as SchedulerConfig::look_ahead
+  int32_t shares = 1;       // as work_shares()
+  SpanRecorder* spans = nullptr;  // of this rank's thread, for a trace; must outlive the worker
 };
 
 class Worker {
@@ -41,6 +44,19 @@ class Worker {
   // Ranks of the last stage: waits for the tokens of the oldest step that is launched and not
   // finished. Needs no other rank.
   void finish(StepResult& result);
+
+  // A step by itself, from its launch to its end, whose result nobody wants; on all ranks alike.
+  void try_step(const StepPlan& plan);
+
+  // No step is in flight any more: takes in what ranks still have to tell of the last ones.
+  void settle();
+
+  // For measurements of a stage by itself: activations are neither received nor sent, and the
+  // results of such steps mean nothing. The decoder has more of that kind.
+  void omit_edges(bool omit);
+  Decoder& decoder();
+  const StageEdge& edge() const;
+  uint64_t last_step() const;  // that was launched
 
   // Ranks other than 0: sleeps at the doorbell, receives plans and executes them, returns results
   // (tensor rank 0 of the last stage does), until rank 0 ends the world. An error is logged with

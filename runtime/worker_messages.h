@@ -18,6 +18,8 @@ enum class Order : uint8_t {
 
 inline constexpr int kOrderTag = 1;
 inline constexpr int kResultTag = 2;
+// On `data`, from the last stage to the first one's ranks: the tokens of a step's rows that sample.
+inline constexpr int kTokensTag = 2;
 
 // RowResult::token of a row for which nothing was left to sample: every token banned, or no logit
 // above -inf. (-1 means that the row did not sample.)

@@ -66,8 +66,10 @@ void WorkerSlots::sampled(SlotId id, int32_t position, int32_t token) {
   if (slot.sampling.needs_counts()) count(slot, position, token);
 }
 
-void WorkerSlots::queued(SlotId id, int32_t position) {
-  slots_[static_cast<size_t>(id)].pending = position;
+void WorkerSlots::queued(SlotId id, int32_t position, bool on_device) {
+  WorkerSlot& slot = slots_[static_cast<size_t>(id)];
+  slot.pending = position;
+  slot.pending_on_device = on_device;
 }
 
 void WorkerSlots::count(WorkerSlot& slot, int32_t position, int32_t token) {

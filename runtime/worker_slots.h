@@ -18,11 +18,12 @@ struct WorkerSlot {
   int32_t prompt_tokens = 0;
   SamplingParams sampling;
   std::vector<std::vector<int32_t>> tables;  // per KV group
-  TokenCounts counts;   // of this rank's vocabulary; only if sampling.needs_counts()
-  int32_t counted = 0;  // positions that are in `counts`
+  TokenCounts counts;    // of this rank's vocabulary; only if sampling.needs_counts()
+  int32_t counted = 0;   // positions that are in `counts`
   int32_t newest = -1;   // the token sampled last, once sampled() has told it
-  int32_t pending = -1;  // position of the token that only the device knows; -1: none
-  int32_t next = -1;    // position of the token that the newest row samples; -1: it samples none
+  int32_t pending = -1;  // position of the token that is chosen, but not known here; -1: none
+  bool pending_on_device = false;  // of this rank, or on its way there
+  int32_t next = -1;  // position of the token that the newest row samples; -1: it samples none
 };
 
 class WorkerSlots {
@@ -35,8 +36,9 @@ class WorkerSlots {
   // The token that this rank sampled for a position, told before a plan may name it: a row whose
   // token is kSampled stands for it, and it counts from here on.
   void sampled(SlotId slot, int32_t position, int32_t token);
-  // The token for a position is on the device, and sampled() will tell it later.
-  void queued(SlotId slot, int32_t position);
+  // The token for a position is on the device or on another rank, and sampled() will tell it later,
+  // unless the slot has another `admission` by then.
+  void queued(SlotId slot, int32_t position, bool on_device = true);
   const WorkerSlot& operator[](SlotId slot) const { return slots_[static_cast<size_t>(slot)]; }
 
  private:

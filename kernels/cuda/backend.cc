@@ -60,6 +60,7 @@ CudaBackend::CudaBackend(ThreadPool& pool, int device) : device_(device), pool_(
   TRIREME_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   upload_ = std::make_unique<WeightUpload>(pool_, stream_);
   arena_ = std::make_unique<StepArena>(stream_, multiprocessors_);
+  timer_ = std::make_unique<CudaStepTimer>(device, stream_, [this] { forget_graphs(); });
   cublas_ = std::make_unique<CublasGemm>();
   const auto zeroed = [this](size_t bytes) {
     Buffer buffer = allocate(bytes);
@@ -73,6 +74,7 @@ CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);
   forget_graphs();
   upload_.reset();
+  timer_.reset();
   arena_.reset();
   cublas_.reset();
   cudaFreeHost(host_);
@@ -370,6 +372,12 @@ void CudaBackend::gather_rows(MatrixView x, std::span<const int32_t> indices, Ma
   const int32_t* ids = on_device(indices, step, arena_->logit_tokens());
   const int64_t count = step ? out.rows : static_cast<int64_t>(indices.size());
   launch_gather_rows(x.f32(), ids, count, x.cols, out.f32(), stream_);
+}
+
+void CudaBackend::copy(MatrixView from, MatrixView to) {
+  const auto bytes = static_cast<size_t>(from.rows * from.cols) * size_of(from.dtype);
+  if (bytes == 0) return;
+  TRIREME_CUDA(cudaMemcpyAsync(to.data, from.data, bytes, cudaMemcpyDeviceToDevice, stream_));
 }
 
 void CudaBackend::fill_bytes(MatrixView x, uint8_t value) {

@@ -13,6 +13,7 @@
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/peer_lanes.h"
 #include "kernels/cuda/step_arena.h"
+#include "kernels/cuda/step_timer.h"
 #include "kernels/cuda/weight_upload.h"
 
 namespace trireme::cuda {
@@ -26,6 +27,7 @@ class CudaBackend final : public Backend {
   DType activation_dtype() const override { return kElement; }
   bool supports_kv(const KvShape& shape) const override;
   int64_t max_logit_rows() const override { return 256; }
+  double operations_per_byte() const override { return 250; }  // an H100's, about
   int64_t width_multiple() const override { return 8; }
 
   MachineLimits measure_limits(bool quantized) override;
@@ -36,8 +38,12 @@ class CudaBackend final : public Backend {
   void* stream() const override { return stream_; }
   void synchronize() override;
   void check() override;
+  std::unique_ptr<SideStream> make_side_stream() override;
+  std::unique_ptr<StreamMark> make_mark() override;
+  StepTimer* step_timer() override { return timer_.get(); }
   MatrixView read_back(MatrixView view) override;
   std::unique_ptr<LogitRows> make_logit_rows(int32_t slots) override;
+  Buffer chosen_tokens(int32_t slots) override;
   size_t peer_bytes(int ranks, int64_t width) const override;
   std::unique_ptr<PeerSums> make_peer_sums(PeerBuffers peers, int64_t width) override;
   double measure(const std::function<void()>& work, int times) override;
@@ -73,6 +79,7 @@ class CudaBackend final : public Backend {
   void gated_activation(MatrixView gate, MatrixView up, Activation activation,
                         MatrixView out) override;
   void gather_rows(MatrixView x, std::span<const int32_t> indices, MatrixView out) override;
+  void copy(MatrixView from, MatrixView to) override;
   void fill_bytes(MatrixView x, uint8_t value) override;
 
  private:
@@ -99,6 +106,7 @@ class CudaBackend final : public Backend {
   cudaStream_t stream_ = nullptr;
   ThreadPool& pool_;
   std::unique_ptr<WeightUpload> upload_;
+  std::unique_ptr<CudaStepTimer> timer_;
   std::unique_ptr<StepArena> arena_;
   std::unique_ptr<CublasGemm> cublas_;
   Buffer skinny_workspace_;

@@ -90,9 +90,21 @@ class Stopwatch {
 
 }  // namespace
 
+Buffer CudaBackend::chosen_tokens(int32_t slots) {
+  const size_t bytes = static_cast<size_t>(std::max(slots, 1)) * sizeof(int32_t);
+  if (newest_.empty()) {
+    newest_ = allocate(bytes);
+    TRIREME_CUDA(cudaMemsetAsync(newest_.data(), 0, newest_.size(), stream_));
+    synchronize();  // other streams may write there
+  }
+  if (newest_.size() != bytes) {
+    fail(ErrorCode::kInternal, "chosen tokens of {} slots, not of {}", newest_.size() / 4, slots);
+  }
+  return newest_.part(0, bytes);
+}
+
 std::unique_ptr<LogitRows> CudaBackend::make_logit_rows(int32_t slots) {
-  newest_ = allocate(static_cast<size_t>(std::max(slots, 1)) * sizeof(int32_t));
-  TRIREME_CUDA(cudaMemsetAsync(newest_.data(), 0, newest_.size(), stream_));
+  chosen_tokens(slots);
   return std::make_unique<DeviceLogitRows>(*this, device_, stream_, newest_.as<int32_t>(), lanes_);
 }
 

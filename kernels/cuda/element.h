@@ -4,6 +4,10 @@
 
 #include "base/dtype.h"
 
+#ifdef TRIREME_CUDA_COMMON
+#error "this source is compiled once for all elements (kernels/cuda.cmake)"
+#endif
+
 namespace trireme::cuda {
 
 #ifdef TRIREME_CUDA_F16

@@ -176,8 +176,8 @@ void Decoder::begin(const DecoderBatch& batch, const KvGroups& groups, const KvC
          s.a.hidden.rows);
   }
   const KvLayerView& kv = cache.layer(static_cast<int>(layout_.stage(rank_).layers.begin));
-  backend_.begin_step({batch.tokens, batch.token_slots, s.rows, groups.windows, batch.logit_tokens, kv.kv_heads,
-                       kv.head_dim, kv.block_size});
+  backend_.begin_step({batch.tokens, batch.token_slots, s.rows, groups.windows, batch.logit_tokens,
+                       kv.kv_heads, kv.head_dim, kv.block_size});
 }
 
 void Decoder::embed(int64_t tokens) {
@@ -187,18 +187,46 @@ void Decoder::embed(int64_t tokens) {
   sums_.add_up(out);
 }
 
+void Decoder::omit_sums(bool omit) {
+  omits_sums_ = omit;
+  sums_.omit(omit);
+}
+
+// With the sums omitted, what is fused with them.
+void Decoder::sum_only(int64_t tokens) {
+  const int64_t rows = backend_.padded_rows(tokens);
+  const Activations& a = scratch_->a;
+  const MatrixView delta = a.delta.row_range(0, rows);
+  backend_.fill_bytes(delta, 0);  // sums of sums would overflow
+  backend_.fill_bytes(hidden(rows), 0);
+  backend_.repeat({rows, false, omits_sums_ ? 3 : 2}, [&] {
+    if (layout_.stage_of(rank_) == 0) sums_.add_up(hidden(rows));
+    for (const LayerWeights& layer : weights_.layers) {
+      for (const Buffer* norm : {&layer.attn_norm, &layer.ffn_norm}) {
+        sums_.add_rms_norm(hidden(rows), delta, norm->as<float>(), config_.norm_eps,
+                           a.normed.row_range(0, rows));
+      }
+    }
+  });
+}
+
+// Stamps lie within what is recorded, so that they are made at every replay.
 void Decoder::forward() {
   Scratch& s = *scratch_;
   const bool last = layout_.stage_of(rank_) == layout_.pipeline() - 1;
-  if (!s.decode) return run_layers(s.tokens);
+  StepTimer* timer = backend_.step_timer();
+  const auto work = [&](int64_t rows, bool head_too) {
+    if (timer != nullptr) timer->stamp(DevicePart::kLayers);
+    run_layers(rows);
+    if (head_too) head(s.batch.logit_tokens, rows);
+    if (timer != nullptr) timer->stamp(DevicePart::kNothing);
+  };
+  if (!s.decode) return work(s.tokens, false);
   // A step of decode rows alone is the same work again and again, the head included.
   const bool head_too = last && s.batch.logit_tokens.size() == static_cast<size_t>(s.tokens) &&
                         s.tokens <= s.a.logits.rows;
   const int64_t rows = backend_.padded_rows(s.tokens);
-  backend_.repeat({rows, head_too}, [&] {
-    run_layers(rows);
-    if (head_too) head(s.batch.logit_tokens, rows);
-  });
+  backend_.repeat({rows, head_too, omits_sums_ ? 1 : 0}, [&] { work(rows, head_too); });
   s.head_is_done = head_too;
 }
 

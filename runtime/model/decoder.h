@@ -49,7 +49,7 @@ DecoderWeights load_weights(const WeightSource& source, const ParallelLayout& la
 // A step's work in the decoder's terms. Rows give token_begin/count/position; `tables[g][i]` is the
 // block table of row i in KV group g.
 struct DecoderBatch {
-  std::span<const int32_t> tokens;  // used on the first stage
+  std::span<const int32_t> tokens;       // used on the first stage
   std::span<const int32_t> token_slots;  // as StepInputs::token_slots
   std::span<const AttentionRow> rows;
   std::vector<std::vector<const int32_t*>> tables;
@@ -87,6 +87,11 @@ class Decoder {
   // [tokens, hidden], contiguous, float32: what passes between stages.
   MatrixView hidden(int64_t tokens);
 
+  // For measurements: steps without the sums over the tensor ranks, whose results mean nothing; and
+  // these sums alone, as a step of `tokens` tokens has them.
+  void omit_sums(bool omit);
+  void sum_only(int64_t tokens);
+
  private:
   struct Scratch;
   void run_layers(int64_t tokens);
@@ -101,6 +106,7 @@ class Decoder {
   DecoderWeights weights_;
   Backend& backend_;
   TensorSums& sums_;
+  bool omits_sums_ = false;
   std::shared_ptr<Scratch> scratch_;  // shared only so that Scratch can stay incomplete here
 };
 

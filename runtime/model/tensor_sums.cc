@@ -86,12 +86,13 @@ void TensorSums::run_fused(const SumChoice& choice, MatrixView residual, MatrixV
 }
 
 void TensorSums::add_up(MatrixView x) {
-  if (tp_.size() == 1) return;
+  if (tp_.size() == 1 || omitted_) return;
   run_plain(choose(false, x.rows, x.cols, x.dtype), x);
 }
 
 void TensorSums::add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
                               MatrixView out) {
+  if (omitted_) return backend_.add_rms_norm(residual, delta, weight, eps, out);
   run_fused(choose(true, delta.rows, delta.cols, delta.dtype), residual, delta, weight, eps, out);
 }
 
@@ -147,12 +148,10 @@ std::vector<std::string> TensorSums::describe() const {
   std::vector<std::string> lines;
   for (const bool fused : {true, false}) {
     for (const SumChoice& one : fused ? table_.fused : table_.plain) {
-      lines.push_back(fmt::format("{} up to {} bytes: {}{}{}", fused ? "sum, add and norm" : "sum",
-                                  one.bytes, to_string(one.way),
-                                  one.blocks > 0 ? fmt::format(", {} blocks", one.blocks) : "",
-                                  one.microseconds > 0
-                                      ? fmt::format(", {:.2f} us", one.microseconds)
-                                      : ""));
+      lines.push_back(fmt::format(
+          "{} up to {} bytes: {}{}{}", fused ? "sum, add and norm" : "sum", one.bytes,
+          to_string(one.way), one.blocks > 0 ? fmt::format(", {} blocks", one.blocks) : "",
+          one.microseconds > 0 ? fmt::format(", {:.2f} us", one.microseconds) : ""));
     }
   }
   return lines;

@@ -17,7 +17,7 @@ struct SumChoice {
   enum class Way : uint8_t { kCommunicator, kOneShot, kTwoShots };
   int64_t bytes = 0;  // of the matrix: the choice is for up to so many
   Way way = Way::kCommunicator;
-  int32_t blocks = 0;      // of a kernel of ours; 0: as few as it can be
+  int32_t blocks = 0;       // of a kernel of ours; 0: as few as it can be
   double microseconds = 0;  // 0: not measured
 };
 const char* to_string(SumChoice::Way way);
@@ -52,6 +52,9 @@ class TensorSums {
   void add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
                     MatrixView out);
 
+  // For measurements: every rank keeps its own terms for the sum.
+  void omit(bool omit) { omitted_ = omit; }
+
   // Measures every way and takes the fastest of each size: the same on all ranks. Overwrites the
   // buffers. Collective over `host`, the same ranks in host memory. Nothing to do without peers.
   void tune(Communicator& host, const SumBuffers& buffers);
@@ -73,6 +76,7 @@ class TensorSums {
   std::unique_ptr<PeerSums> peers_;
   SumTable table_;
   bool forced_ = false;
+  bool omitted_ = false;
   SumChoice::Way forced_way_ = SumChoice::Way::kCommunicator;
 };
 

@@ -42,8 +42,8 @@ std::vector<SumChoice> choices_of(const Json& json, const char* key, const std::
     one.microseconds = fields.required_number("microseconds", 0, 1e9);
     const std::string way = fields.string("way").value_or("");
     bool known = false;
-    for (const auto named : {SumChoice::Way::kCommunicator, SumChoice::Way::kOneShot,
-                             SumChoice::Way::kTwoShots}) {
+    for (const auto named :
+         {SumChoice::Way::kCommunicator, SumChoice::Way::kOneShot, SumChoice::Way::kTwoShots}) {
       if (way != to_string(named)) continue;
       one.way = named;
       known = true;
@@ -160,8 +160,8 @@ std::unique_ptr<TensorSums> make_tensor_sums(Communicator& host, DeviceCommunica
 void tune_sums(TensorSums& sums, Communicator& host, const DeviceCommunicator& device,
                const SumBuffers& buffers) {
   if (!sums.has_peers()) return;
-  const std::string key = fmt::format("{}, {} rows of {}", device.identity(), buffers.delta.rows,
-                                      buffers.delta.cols);
+  const std::string key =
+      fmt::format("{}, {} rows of {}", device.identity(), buffers.delta.rows, buffers.delta.cols);
   use_or_measure(sums, host, key, buffers);
   if (host.rank() != 0) return;
   for (const std::string& line : sums.describe()) log::debug("{}", line);

@@ -58,10 +58,20 @@ int run(int argc, char** argv) {
   MpiEnvironment environment(&argc, &argv);
   log::init("warn", "rank " + std::to_string(environment.rank()));
   int failed = 0;
-  std::vector<std::string> layouts = {""};
-  if (environment.size() == 4) layouts = {"tensor=2,pipeline=2", "pipeline=4"};
-  for (const std::string& layout : layouts) {
-    Instance instance(environment, small_options("llama-plain", layout));
+  struct Run {
+    std::string layout, look_ahead;
+  };
+  std::vector<Run> runs = {{"", "off"}, {"pipeline=2", "off"}, {"pipeline=2", "on"}};
+  if (environment.size() == 4) {
+    runs = {{"tensor=2,pipeline=2", "off"},
+            {"pipeline=4", "off"},
+            {"tensor=2,pipeline=2", "on"},
+            {"pipeline=4", "on"}};
+  }
+  for (const auto& [layout, look_ahead] : runs) {
+    InstanceOptions options = small_options("llama-plain", layout);
+    options.look_ahead = look_ahead;
+    Instance instance(environment, options);
     if (environment.rank() != 0) {
       instance.worker().run();
       continue;
@@ -76,7 +86,8 @@ int run(int argc, char** argv) {
       failed = 1;
     }
     if (tokens.size() != 36) failed = 1;
-    std::printf("layout '%s': %zu outputs compared\n", layout.c_str(), tokens.size());
+    std::printf("layout '%s', look-ahead %s: %zu outputs compared\n", layout.c_str(),
+                look_ahead.c_str(), tokens.size());
   }
   return failed;
 }

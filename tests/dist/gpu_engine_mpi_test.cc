@@ -1,6 +1,6 @@
-// A served model on GPUs, one rank a GPU: the same tokens whether a step is launched before the last
-// one's tokens are known or after, and whichever way the ranks' sums are made. A plain program for
-// 1, 2 or 4 ranks under launch/mpirun; exits with 77 where a rank has no GPU of its own.
+// A served model on GPUs, one rank a GPU: the same tokens whether a step is launched before the
+// last one's tokens are known or after, and whichever way the ranks' sums are made. A plain program
+// for 1, 2 or 4 ranks under launch/mpirun; exits with 77 where a rank has no GPU of its own.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -23,8 +23,8 @@ constexpr int kVocab = 259;
 std::vector<Sequence> requests(int count, int prompt, int max_tokens) {
   std::vector<Sequence> sequences;
   for (int i = 0; i < count; ++i) {
-    Sequence one = random_sequence(static_cast<uint64_t>(i), kVocab, 1 + i * 7 % prompt,
-                                   max_tokens, i % 2 == 1);
+    Sequence one = random_sequence(static_cast<uint64_t>(i), kVocab, 1 + i * 7 % prompt, max_tokens,
+                                   i % 2 == 1);
     if (i % 4 == 3) one.sampling.logprobs = 0;
     if (i % 4 == 2) {
       one.sampling.temperature = 0.9f;
@@ -111,14 +111,15 @@ class Runs {
     for (size_t i = 0; i < a.size(); ++i) {
       if (a[i] == b[i]) continue;
       ++different;
-      const auto token = std::mismatch(a[i].tokens.begin(), a[i].tokens.end(),
-                                       b[i].tokens.begin(), b[i].tokens.end());
+      const auto token = std::mismatch(a[i].tokens.begin(), a[i].tokens.end(), b[i].tokens.begin(),
+                                       b[i].tokens.end());
       const auto logprob = std::mismatch(a[i].logprobs.begin(), a[i].logprobs.end(),
                                          b[i].logprobs.begin(), b[i].logprobs.end());
-      std::printf("output %zu: tokens differ from %td of %zu and %zu on, log-probabilities from "
-                  "%td on\n",
-                  i, token.first - a[i].tokens.begin(), a[i].tokens.size(), b[i].tokens.size(),
-                  logprob.first - a[i].logprobs.begin());
+      std::printf(
+          "output %zu: tokens differ from %td of %zu and %zu on, log-probabilities from "
+          "%td on\n",
+          i, token.first - a[i].tokens.begin(), a[i].tokens.size(), b[i].tokens.size(),
+          logprob.first - a[i].logprobs.begin());
     }
     std::printf("%s %s: %zu outputs, %zu differ\n", layout_.c_str(), what.c_str(), a.size(),
                 different);
@@ -163,20 +164,17 @@ int run(int argc, char** argv) {
   bool failed = false;
   for (const std::string& layout : layouts) {
     Runs runs(environment, layout);
-    const bool one_stage = layout.find("pipeline=1") != std::string::npos;
     for (const std::string fixture : {"llama-plain", "qwen3-bf16"}) {
       const auto some = requests(32, 16, 40);
       const auto base = runs.run(fixture, {"off", "auto"}, some, false);
       runs.expect_whole(base, some, fixture);
-      if (one_stage) {
-        runs.expect_same(base, runs.run(fixture, {"on", "auto"}, some, false),
-                         fixture + ", look-ahead");
-      }
+      runs.expect_same(base, runs.run(fixture, {"on", "auto"}, some, false),
+                       fixture + ", look-ahead");
       if (ranks > 1 && layout.find("tensor=1") == std::string::npos) {
         const auto shot = runs.run(fixture, {"off", "one-shot"}, some, false);
         runs.expect_whole(shot, some, fixture + ", one-shot");
-        const auto again = runs.run(fixture, {"on", "one-shot"}, some, false);
-        if (one_stage) runs.expect_same(shot, again, fixture + ", one-shot with look-ahead");
+        runs.expect_same(shot, runs.run(fixture, {"on", "one-shot"}, some, false),
+                         fixture + ", one-shot with look-ahead");
         runs.expect_whole(runs.run(fixture, {"off", "two-shots"}, some, false), some,
                           fixture + ", two-shots");
         runs.expect_whole(runs.run(fixture, {"off", "communicator"}, some, false), some,
@@ -185,6 +183,8 @@ int run(int argc, char** argv) {
       const auto many = requests(160, 90, 40);
       runs.expect_whole(runs.run(fixture, {"auto", "auto"}, many, true), many,
                         fixture + ", 160 at once");
+      runs.expect_whole(runs.run(fixture, {"on", "auto"}, many, true), many,
+                        fixture + ", 160 at once with look-ahead");
     }
     failed = failed || runs.failed();
   }

@@ -267,7 +267,9 @@ TEST_F(Nccl, WorldOfStages) {
                  DType::kBF16, "tp");
     }
     if (pipeline == 1) continue;
-    StageEdge edge(*world.device_data, world.layout);
+    EXPECT_EQ(world.device_incoming != nullptr, !world.first_stage());
+    EXPECT_EQ(world.device_outgoing != nullptr, !world.last_stage());
+    StageEdge edge = make_stage_edge(world);
     for (int64_t tokens = 1; tokens < 300; tokens *= 7) {
       const auto bytes = static_cast<size_t>(tokens * model.hidden * 2);
       const auto expected = input(g_seed + 5, 0, bytes / 2, DType::kBF16);

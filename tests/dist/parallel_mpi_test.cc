@@ -61,7 +61,8 @@ TEST(Mpi, WorldSleepsOnItsDoorbell) {
                          .ffn = 256,
                          .vocab = 515};
   const int size = g_world->size();
-  const ParallelLayout layout = make_layout(choose_layout(model, size, size), model, size);
+  const ParallelLayout layout =
+      make_layout(choose_layout(model, even_topology(size, size)), model, size);
   World world = make_world(g_world->split(0, "control"), layout);
   check_random_all_reduces(*world.tp, 50, 5000, 9);
   if (world.rank == 0) {

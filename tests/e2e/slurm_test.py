@@ -65,6 +65,14 @@ class Slurm(unittest.TestCase):
     def test_two_ranks_a_node_tensor_2_pipeline_2(self):
         self.check_same_tokens(2, 4, "tensor=2,pipeline=2")
 
+    def test_without_a_layout_stages_lie_across_the_nodes(self):
+        done = self.srun(2, 4, "--log-level", "info", *self.generate, "--json")
+        said = done.stderr.decode()
+        self.assertEqual(done.returncode, 0, said)
+        self.assertIn("layout tensor=2 x pipeline=2", said)
+        self.assertIn("(chosen); 2 nodes of 2+2 ranks", said)
+        self.assertEqual(len(json.loads(done.stdout)["token_ids"]), MAX_TOKENS)
+
     def test_a_layout_of_another_size_is_refused(self):
         done = self.srun(3, 3, *self.generate, "--layout", "tensor=2,pipeline=2", "--json")
         said = done.stderr.decode()

@@ -17,6 +17,13 @@ if(TRIREME_HAVE_CUDA)
   set_tests_properties(gpu_peer_sums_test PROPERTIES TIMEOUT 120 LABELS gpu SKIP_RETURN_CODE 77
     RESOURCE_LOCK gpu ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
 
+  add_executable(gpu_streams_test gpu_streams_test.cc)
+  target_link_libraries(gpu_streams_test PRIVATE trireme_kernels GTest::gtest)
+  add_dependencies(gpu_tests gpu_streams_test trireme_cuda)
+  add_test(NAME gpu_streams_test COMMAND gpu_streams_test)
+  set_tests_properties(gpu_streams_test PROPERTIES TIMEOUT 120 LABELS gpu SKIP_RETURN_CODE 77
+    RESOURCE_LOCK gpu ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
+
   # Single kernels, below the backend: programs of the modules' own objects, for each element that
   # they know of.
   foreach(test gemm decode prefill sampling gemm_f16 decode_f16 prefill_f16)

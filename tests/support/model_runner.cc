@@ -29,7 +29,10 @@ RankLinks::RankLinks(Communicator& all, const LayoutSpec& layout, int gpu)
     : world(all), tp(all.split(stage_of(layout, all.rank()), "tp")) {
   if (gpu < 0) return;
   if (tp->size() > 1) device_tp = make_nccl_communicator(*tp, gpu, "tp");
-  if (layout.stages.size() > 1) device_data = make_nccl_communicator(world, gpu, "data");
+  if (layout.stages.size() == 1) return;
+  device_data = make_nccl_communicator(world, gpu, "data");
+  stages = connect_stages(*device_data, stage_of(layout, world.rank()),
+                          static_cast<int>(layout.stages.size()));
 }
 
 ModelRank::ModelRank(const WeightSource& source, const ParallelLayout& layout, RankLinks& links,
@@ -37,7 +40,9 @@ ModelRank::ModelRank(const WeightSource& source, const ParallelLayout& layout, R
     : layout_(layout),
       links_(links),
       options_(options),
-      edge_(links.device_data ? *links.device_data : links.world, layout),
+      edge_(links.device_data ? StageEdge(links.stages.incoming.get(), links.stages.outgoing.get(),
+                                          layout, links.world.rank())
+                              : StageEdge(links.world, layout)),
       backend_(options.gpu >= 0 ? make_cuda_backend(pool_, options.gpu, options.kv_dtype)
                                 : make_cpu_backend(pool_, options.isa)),
       groups_(kv_groups(source.config())) {
@@ -47,6 +52,7 @@ ModelRank::ModelRank(const WeightSource& source, const ParallelLayout& layout, R
   decoder_ =
       std::make_unique<Decoder>(config, layout, rank, load_weights(source, layout, rank, *backend_),
                                 *backend_, *sums_, options.max_tokens);
+  flow_ = std::make_unique<ActivationFlow>(edge_, *backend_, options.max_tokens, config.hidden);
   const int per_sequence = (options.max_context + options.block_size - 1) / options.block_size;
   const std::vector<int32_t> blocks(groups_.windows.size(), per_sequence * options.sequences);
   cache_ = std::make_unique<KvCache>(config, groups_, layout.stage(rank).layers,
@@ -100,13 +106,11 @@ const Logits& ModelRank::step(std::span<const Chunk> chunks) {
   const int64_t vocab = layout_.stage(world.rank()).shards.back().vocab.end();
   logits_.vocab = vocab;
   logits_.values.assign(logit_tokens_.size() * static_cast<size_t>(vocab), 0.0f);
-  const StreamHandle stream{backend_->stream()};
   decoder_->begin(batch, groups_, *cache_);
-  if (edge_.has_previous()) edge_.recv(decoder_->hidden(tokens), stream);
+  flow_->receive(decoder_->hidden(tokens));
   decoder_->forward();
-  if (edge_.has_next()) {
-    edge_.send(decoder_->hidden(tokens), stream);
-  } else {
+  flow_->send(decoder_->hidden(tokens));
+  if (!edge_.has_next()) {
     const MatrixView logits = backend_->read_back(decoder_->logits(logit_tokens_));
     const int64_t begin = layout_.shard(world.rank()).vocab.begin;
     for (int64_t row = 0; row < logits.rows; ++row) {

@@ -11,6 +11,7 @@
 #include "parallel/communicator.h"
 #include "parallel/device_communicator.h"
 #include "parallel/stage_edge.h"
+#include "runtime/model/activation_flow.h"
 #include "runtime/model/decoder.h"
 #include "runtime/model/tensor_sums_start.h"
 
@@ -36,6 +37,7 @@ struct RankLinks {
   std::unique_ptr<Communicator> tp;
   std::unique_ptr<DeviceCommunicator> device_tp;    // null with one tensor rank
   std::unique_ptr<DeviceCommunicator> device_data;  // null with one stage
+  StageGroups stages;
 };
 
 // The next tokens of a sequence; `logits`: of how many of them, counted from the end.
@@ -78,6 +80,7 @@ class ModelRank {
   StageEdge edge_;
   ThreadPool pool_{1};
   std::unique_ptr<Backend> backend_;
+  std::unique_ptr<ActivationFlow> flow_;
   std::unique_ptr<TensorSums> sums_;
   std::unique_ptr<Decoder> decoder_;
   KvGroups groups_;

@@ -41,11 +41,10 @@ ErrorCode code_of(Call call) {
   return ErrorCode::kInternal;
 }
 
-// With and without look-ahead, where layouts have no stages.
+// With and without look-ahead.
 class EngineRun : public testing::TestWithParam<bool> {
  protected:
-  static InstanceOptions options_of(const std::string& model, std::string layout) {
-    if (GetParam()) layout = layout.substr(0, layout.find(",pipeline"));
+  static InstanceOptions options_of(const std::string& model, const std::string& layout) {
     auto options = small_options(model, layout);
     options.look_ahead = GetParam() ? "on" : "off";
     return options;
@@ -284,10 +283,10 @@ TEST(Engine, SilentLastStageEndsAtTheDeadline) {
   auto controls = make_thread_communicators(2, "control");
   std::promise<void> over;
   std::thread silent([&, control = std::move(controls[1])]() mutable {
-    Instance instance(std::move(control), 2, 2, options);
+    Instance instance(std::move(control), options);
     over.get_future().wait();
   });
-  Instance instance(std::move(controls[0]), 2, 2, options);
+  Instance instance(std::move(controls[0]), options);
   instance.world().control->set_deadline(std::chrono::milliseconds(200));
   Sequence sequence = random_sequence(1, kVocab, 20, 4, false);
   sequence.id = 7;

@@ -72,7 +72,7 @@ std::vector<Output> run_alone(const WindowModel& model) {
   return alone;
 }
 
-// With and without look-ahead, which layouts of one stage can have.
+// With and without look-ahead.
 class EngineWindow : public testing::TestWithParam<bool> {
  protected:
   static InstanceOptions options_of(const std::string& layout) {
@@ -146,7 +146,6 @@ TEST_P(EngineWindow, PrefixCached) {
 
 TEST_P(EngineWindow, Preempted) {
   for (const char* layout : {"tensor=1", "pipeline=2"}) {
-    if (GetParam() && std::string(layout) == "pipeline=2") continue;
     auto options = options_of(layout);
     options.max_context = 128;
     options.max_chunk = 16;
@@ -160,7 +159,6 @@ TEST_P(EngineWindow, Preempted) {
 
 TEST_P(EngineWindow, EveryLayout) {
   for (const char* layout : {"tensor=2", "pipeline=2", "tensor=3,pipeline=2"}) {
-    if (GetParam() && std::string(layout) != "tensor=2") continue;
     auto options = options_of(layout);
     options.max_chunk = 40;
     EngineWorld world(options);

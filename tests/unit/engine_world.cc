@@ -23,8 +23,8 @@ EngineWorld::EngineWorld(const InstanceOptions& options) {
   const int ranks = parse_layout(options.layout).world();
   auto controls = make_thread_communicators(ranks, "control");
   for (auto& control : controls) {
-    threads_.emplace_back([this, ranks, &options, moved = std::move(control)]() mutable {
-      serve(std::move(moved), options, ranks);
+    threads_.emplace_back([this, &options, moved = std::move(control)]() mutable {
+      serve(std::move(moved), options);
     });
   }
   std::unique_lock lock(mutex_);
@@ -38,12 +38,18 @@ EngineWorld::EngineWorld(const InstanceOptions& options) {
 
 EngineWorld::~EngineWorld() { stop(); }
 
-void EngineWorld::serve(std::unique_ptr<Communicator> control, const InstanceOptions& options,
-                        int ranks) {
+void EngineWorld::serve(std::unique_ptr<Communicator> control, const InstanceOptions& options) {
   const bool first = control->rank() == 0;
   std::unique_ptr<Instance> instance;
   try {
-    instance = std::make_unique<Instance>(std::move(control), ranks, ranks, options);
+    if (options.device == "cuda") {  // one rank, as a process of its own is
+      int argc = 0;
+      char** argv = nullptr;
+      const MpiEnvironment alone(&argc, &argv);
+      instance = std::make_unique<Instance>(alone, options);
+    } else {
+      instance = std::make_unique<Instance>(std::move(control), options);
+    }
   } catch (...) {
     if (!first) return;
     const std::lock_guard lock(mutex_);

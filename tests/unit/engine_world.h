@@ -50,7 +50,7 @@ class EngineWorld {
   std::exception_ptr engine_error() const { return engine_error_; }
 
  private:
-  void serve(std::unique_ptr<Communicator> control, const InstanceOptions& options, int ranks);
+  void serve(std::unique_ptr<Communicator> control, const InstanceOptions& options);
   void take(std::vector<EngineEvent>&& events);
 
   std::vector<std::thread> threads_;

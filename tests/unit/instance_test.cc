@@ -34,7 +34,7 @@ std::vector<Failure> failures(int ranks, const std::function<InstanceOptions(int
       const auto at = static_cast<size_t>(rank);
       controls[at]->set_deadline(std::chrono::seconds(20));
       try {
-        Instance(std::move(controls[at]), ranks, ranks, options(rank));
+        Instance(std::move(controls[at]), options(rank));
         found[at].message = "no error";
       } catch (const Error& error) {
         found[at] = {error.code(), error.what()};
@@ -90,8 +90,8 @@ TEST(Instance, MistakesAreNamedOnEveryRank) {
     options.steps_in_flight = steps;
     return options;
   };
-  expect_failure(2, ahead("pipeline=2", 0), invalid, "look_ahead: 2 pipeline stages");
-  expect_failure(2, ahead("tensor=2", 3), invalid, "steps_in_flight: 3");
+  expect_failure(2, ahead("tensor=2", 1), invalid, "steps_in_flight: 1");
+  expect_failure(2, ahead("pipeline=2", 1), invalid, "steps_in_flight: 1");
 }
 
 TEST(Instance, ErrorOfOneRankIsThrownOnAll) {
@@ -137,7 +137,7 @@ TEST(Instance, MemoryIsCheckedBeforeLoading) {
   auto options = small_options("llama-plain", "tensor=1");
   options.token_budget = 100000;  // scratch for so many tokens is not there
   try {
-    const Instance instance(make_single_communicator("control"), 1, 1, options);
+    const Instance instance(make_single_communicator("control"), options);
     std::_Exit(1);
   } catch (const Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
@@ -180,6 +180,25 @@ TEST(Instance, DefaultsComeFromTheModel) {
   EXPECT_EQ(instance.tokenizer(), nullptr);
   EXPECT_EQ(instance.scheduler_config().steps_in_flight, 1);
   EXPECT_FALSE(instance.scheduler_config().look_ahead);  // on CPU
+}
+
+TEST(Instance, StagesLookAhead) {
+  InstanceOptions options = small_options("llama-plain", "pipeline=3");
+  {
+    EngineWorld world(options);
+    EXPECT_EQ(world.instance().scheduler_config().steps_in_flight, 4);
+    EXPECT_TRUE(world.instance().scheduler_config().look_ahead);
+  }
+  options.look_ahead = "off";
+  {
+    EngineWorld world(options);
+    EXPECT_EQ(world.instance().scheduler_config().steps_in_flight, 3);
+  }
+  options.look_ahead = "auto";
+  options.steps_in_flight = 2;
+  EngineWorld world(options);
+  EXPECT_EQ(world.instance().scheduler_config().steps_in_flight, 2);
+  EXPECT_FALSE(world.instance().scheduler_config().look_ahead);
 }
 
 class FakeRoot {

@@ -81,8 +81,7 @@ void run_on(Instance& instance, const std::vector<int32_t>& recorded) {
   const KvPoolConfig& pool = instance.pool_config();
   run_largest_steps(instance.worker(),
                     largest_steps(instance.scheduler_config(), instance.config(),
-                                  pool.blocks.size(), pool.block_size, recorded),
-                    instance.world().last_stage());
+                                  pool.blocks.size(), pool.block_size, recorded));
 }
 
 // What comes after them is as if they had not been.
@@ -107,7 +106,7 @@ TEST(LargestSteps, OfEveryRankOfALayout) {
   for (size_t rank = 0; rank < 4; ++rank) {
     threads.emplace_back([&, rank] {
       controls[rank]->set_deadline(std::chrono::seconds(30));
-      Instance instance(std::move(controls[rank]), 4, 4,
+      Instance instance(std::move(controls[rank]),
                         small_options("llama-plain", "tensor=2,pipeline=2"));
       run_on(instance, {2});
       finished[rank] = 1;

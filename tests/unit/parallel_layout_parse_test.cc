@@ -66,6 +66,7 @@ TEST(ParseLayout, Inline) {
   EXPECT_EQ(text_of(parse_layout("tensor=2,pipeline=2,stage_layers=16+14")), "[2x16][2x14]");
   EXPECT_EQ(text_of(parse_layout("stage_layers=16+14")), "[1x16][1x14]");
   EXPECT_EQ(text_of(parse_layout("tensor=2+1")), "[2x0][1x0]");
+  EXPECT_EQ(text_of(parse_layout("pipeline=2,stage_layers=auto")), "[1x0][1x0]");
 }
 
 TEST(ParseLayout, InlineMistakes) {
@@ -86,11 +87,17 @@ TEST(ParseLayout, InlineMistakes) {
   expect_refusal("pipeline=3,stage_layers=16+14", "2 numbers for 3 stages");
   expect_refusal("tensor=2+1,pipeline=3", "2 numbers for 3 stages");
   expect_refusal("stage_layers=16+", "no whole number");
+  expect_refusal("stage_layers=auto+2", "no whole number");
+  expect_refusal("tensor=auto", "no whole number");
+  expect_refusal("stage_layers=auto,stage_layers=16", "stage_layers is given twice");
+  expect_refusal("stage_layers=16,stage_layers=auto", "stage_layers is given twice");
+  expect_refusal("stage_layers=auto,stage_layers=auto", "stage_layers is given twice");
 }
 
 TEST(ParseLayout, Toml) {
   EXPECT_EQ(parsed_toml("tensor = 2\npipeline = 2\nstage_layers = [16, 14]\n"), "[2x16][2x14]");
   EXPECT_EQ(parsed_toml("tensor = 4"), "[4x0]");
+  EXPECT_EQ(parsed_toml("pipeline = 2\nstage_layers = \"auto\""), "[1x0][1x0]");
   EXPECT_EQ(parsed_toml(""), "[1x0]");
   EXPECT_EQ(parsed_toml("[[stage]]\ntensor = 2\nlayers = 16\n[[stage]]\ntensor = 1\n"),
             "[2x16][1x0]");
@@ -103,6 +110,7 @@ TEST(ParseLayout, TomlMistakes) {
   expect_toml_refusal("tensor = 2.0", "tensor is no whole number");
   expect_toml_refusal("pipeline = 0", "pipeline is 0");
   expect_toml_refusal("stage_layers = 3", "stage_layers is no list");
+  expect_toml_refusal("stage_layers = \"even\"", "\"even\": neither \"auto\" nor a list");
   expect_toml_refusal("stage_layers = []", "stage_layers is no list");
   expect_toml_refusal("stage_layers = [1, \"a\"]", "stage_layers is no whole number");
   expect_toml_refusal("pipeline = 2\nstage_layers = [1]", "1 numbers for 2 stages");

@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <random>
 
 #include "base/error.h"
+#include "parallel/topology.h"
 
 namespace trireme {
 namespace {
@@ -230,6 +232,77 @@ TEST(Layout, StagesWithMoreRanksTakeMoreLayers) {
   EXPECT_EQ(fixed.stages[2].layers.count, 15);
 }
 
+TEST(Layout, CostsOfTheirOwnDecide) {
+  ModelShape model = smollm2();
+  model.layers = 8;
+  model.costs.layers = {1, 1, 1, 1, 4, 4, 1, 1};
+  model.costs.first = 1;
+  model.costs.last = 3;
+  const auto layers = [&](int stages) {
+    std::vector<int64_t> counts;
+    for (const Stage& stage : make_layout(even(1, stages), model, stages).stages) {
+      counts.push_back(stage.layers.count);
+    }
+    return counts;
+  };
+  EXPECT_EQ(layers(1), (std::vector<int64_t>{8}));
+  EXPECT_EQ(layers(2), (std::vector<int64_t>{5, 3}));        // 9 + 9
+  EXPECT_EQ(layers(3), (std::vector<int64_t>{4, 2, 2}));     // 5 + 8 + 5
+  EXPECT_EQ(layers(4), (std::vector<int64_t>{3, 2, 1, 2}));  // 4 + 5 + 4 + 5
+  const ParallelLayout split = make_layout(even(1, 3), model, 3);
+  const std::vector<double> shares = stage_shares(split, model);
+  EXPECT_EQ(shares, (std::vector<double>{5.0 / 8, 1.0, 5.0 / 8}));
+}
+
+// Against every split there is.
+TEST(Layout, NoSplitHasAFasterSlowestStage) {
+  std::mt19937 random(5);
+  const auto pick = [&](int low, int high) {
+    return std::uniform_int_distribution<int>(low, high)(random);
+  };
+  for (int round = 0; round < 500; ++round) {
+    ModelShape model = smollm2();
+    model.layers = pick(1, 9);
+    for (int i = 0; i < model.layers; ++i) model.costs.layers.push_back(pick(1, 20));
+    model.costs.first = pick(0, 10);
+    model.costs.last = pick(0, 40);
+    LayoutSpec spec;
+    for (int stages = pick(1, std::min(model.layers, 4)); stages > 0; --stages) {
+      spec.stages.push_back({pick(1, 3), 0});
+    }
+    const auto slowest = [&](const std::vector<int>& counts) {
+      double most = 0;
+      size_t layer = 0;
+      for (size_t i = 0; i < counts.size(); ++i) {
+        double cost =
+            (i == 0 ? model.costs.first : 0) + (i + 1 == counts.size() ? model.costs.last : 0);
+        for (int n = counts[i]; n > 0; --n) cost += model.costs.layers[layer++];
+        most = std::max(most, cost / spec.stages[i].tensor);
+      }
+      return most;
+    };
+    double best = 1e30;
+    std::vector<int> counts(spec.stages.size(), 1);
+    const std::function<void(size_t, int)> try_all = [&](size_t stage, int left) {
+      if (stage + 1 == counts.size()) {
+        counts[stage] = left;
+        best = std::min(best, slowest(counts));
+        return;
+      }
+      for (int n = 1; n + static_cast<int>(counts.size() - stage) - 1 <= left; ++n) {
+        counts[stage] = n;
+        try_all(stage + 1, left - n);
+      }
+    };
+    try_all(0, model.layers);
+    std::vector<int> chosen;
+    for (const Stage& stage : make_layout(spec, model, spec.world()).stages) {
+      chosen.push_back(static_cast<int>(stage.layers.count));
+    }
+    ASSERT_NEAR(slowest(chosen), best, 1e-9) << "round " << round;
+  }
+}
+
 TEST(Layout, RandomSpecsCoverAllLayers) {
   std::mt19937 random(2);
   const auto pick = [&](int low, int high) {
@@ -294,7 +367,7 @@ TEST(Layout, RefusesWithOneClearMessage) {
 
 TEST(ChooseLayout, PrefersTensorWithinANode) {
   const auto chosen = [](const ModelShape& model, int world, int per_node) {
-    const LayoutSpec spec = choose_layout(model, world, per_node);
+    const LayoutSpec spec = choose_layout(model, even_topology(world, per_node));
     EXPECT_EQ(spec.world(), world);
     make_layout(spec, model, world);  // and it fits
     return std::pair(spec.stages[0].tensor, static_cast<int>(spec.stages.size()));
@@ -311,6 +384,64 @@ TEST(ChooseLayout, PrefersTensorWithinANode) {
   EXPECT_EQ(chosen(llama70b(), 2, 1), std::pair(1, 2));
 }
 
+std::vector<int> tensors_of(const LayoutSpec& spec) {
+  std::vector<int> tensors;
+  for (const StageSpec& stage : spec.stages) tensors.push_back(stage.tensor);
+  return tensors;
+}
+
+// Nodes of these sizes, with links of `kind` within, but where `pairs` says otherwise.
+Topology topology_of(const std::vector<int>& nodes, LinkKind kind) {
+  Topology topology;
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    topology.node.insert(topology.node.end(), static_cast<size_t>(nodes[i]), static_cast<int>(i));
+  }
+  for (const int a : topology.node) {
+    for (const int b : topology.node) topology.links.push_back(a == b ? kind : LinkKind::kNetwork);
+  }
+  return topology;
+}
+
+TEST(ChooseLayout, GroupsStayInsideUnevenNodes) {
+  const auto chosen = [](const std::vector<int>& nodes) {
+    const Topology topology = topology_of(nodes, LinkKind::kHost);
+    const LayoutSpec spec = choose_layout(llama70b(), topology);
+    const ParallelLayout layout = make_layout(spec, llama70b(), topology.ranks());
+    for (const Stage& stage : layout.stages) {
+      for (int rank = stage.first_rank; rank < stage.first_rank + stage.tensor; ++rank) {
+        EXPECT_EQ(topology.node[static_cast<size_t>(rank)],
+                  topology.node[static_cast<size_t>(stage.first_rank)]);
+      }
+    }
+    return tensors_of(spec);
+  };
+  EXPECT_EQ(chosen({4, 2}), (std::vector<int>{4, 2}));
+  EXPECT_EQ(chosen({2, 4, 1}), (std::vector<int>{2, 4, 1}));
+  EXPECT_EQ(chosen({1, 4, 1}), (std::vector<int>{1, 4, 1}));
+  EXPECT_EQ(chosen({12, 8}), (std::vector<int>{6, 6, 8}));
+}
+
+TEST(ChooseLayout, FollowsTheBestLinksOfANode) {
+  Topology topology = topology_of({4}, LinkKind::kPcie);
+  EXPECT_EQ(islands(topology), (std::vector<int>{4}));
+  const auto join = [&topology](int a, int b, LinkKind kind) {
+    topology.links[static_cast<size_t>(4 * a + b)] = kind;
+    topology.links[static_cast<size_t>(4 * b + a)] = kind;
+  };
+  join(0, 1, LinkKind::kNvlink);  // rank 2 and 3 would be alone
+  EXPECT_EQ(islands(topology), (std::vector<int>{4}));
+  join(2, 3, LinkKind::kNvlink);
+  EXPECT_EQ(islands(topology), (std::vector<int>{2, 2}));
+  EXPECT_EQ(tensors_of(choose_layout(llama70b(), topology)), (std::vector<int>{2, 2}));
+  EXPECT_EQ(topology.describe(), "1 node of 4 ranks, NVLink within");
+  for (int a = 0; a < 4; ++a) {
+    for (int b = a + 1; b < 4; ++b) join(a, b, LinkKind::kNvlink);
+  }
+  EXPECT_EQ(islands(topology), (std::vector<int>{4}));
+  EXPECT_EQ(topology_of({2, 1}, LinkKind::kHost).describe(), "2 nodes of 2+1 ranks");
+  EXPECT_EQ(even_topology(1, 8).describe(), "1 node of 1 rank");
+}
+
 TEST(ChooseLayout, AlwaysFitsOrRefuses) {
   std::mt19937 random(3);
   for (int round = 0; round < 3000; ++round) {
@@ -323,9 +454,9 @@ TEST(ChooseLayout, AlwaysFitsOrRefuses) {
     model.q_heads = model.kv_heads * pick(1, 5);
     const int world = pick(1, 80), per_node = pick(1, 16);
     if (world > model.layers * std::min(model.q_heads, 48)) {
-      refusal([&] { choose_layout(model, world, per_node); });
+      refusal([&] { choose_layout(model, even_topology(world, per_node)); });
     } else {
-      const LayoutSpec spec = choose_layout(model, world, per_node);
+      const LayoutSpec spec = choose_layout(model, even_topology(world, per_node));
       ASSERT_EQ(spec.world(), world);
       ASSERT_NO_THROW(make_layout(spec, model, world)) << "round " << round;
     }

@@ -4,3 +4,4 @@ trireme_test(step_plan_test SOURCES step_plan_test.cc DEPENDS trireme_scheduler 
 trireme_test(kv_cache_pool_test SOURCES kv_cache_pool_test.cc DEPENDS trireme_scheduler TIMEOUT 60)
 trireme_test(scheduler_test SOURCES scheduler_test.cc DEPENDS trireme_scheduler TIMEOUT 30)
 trireme_test(scheduler_ahead_test SOURCES scheduler_ahead_test.cc DEPENDS trireme_scheduler TIMEOUT 30)
+trireme_test(scheduler_balance_test SOURCES scheduler_balance_test.cc DEPENDS trireme_scheduler)

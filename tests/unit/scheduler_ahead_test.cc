@@ -28,12 +28,12 @@ Sequence sequence_of(SequenceId id, int32_t prompt, int32_t max_tokens, int32_t 
 
 class SchedulerAheadTest : public testing::Test {
  protected:
-  void start(int32_t blocks = 64, int32_t max_running = 4) {
+  void start(int32_t blocks = 64, int32_t max_running = 4, int32_t in_flight = 2) {
     config_.token_budget = 32;
     config_.max_rows = 8;
     config_.max_running = max_running;
     config_.max_context = 64;
-    config_.steps_in_flight = 2;
+    config_.steps_in_flight = in_flight;
     config_.look_ahead = true;
     KvPoolConfig pool;
     pool.block_size = 4;
@@ -348,12 +348,48 @@ TEST_F(SchedulerAheadTest, ANewWorldForgetsRowsAheadAndGhosts) {
 }
 
 TEST(SchedulerAhead, NeedsTwoStepsInFlight) {
-  for (const int32_t steps : {1, 3}) {
-    SchedulerConfig config;
-    config.look_ahead = true;
+  SchedulerConfig config;
+  config.look_ahead = true;
+  config.steps_in_flight = 1;
+  EXPECT_THROW(validate(config), Error);
+  for (const int32_t steps : {2, 3, 9}) {
     config.steps_in_flight = steps;
-    EXPECT_THROW(validate(config), Error);
+    EXPECT_NO_THROW(validate(config));
   }
+}
+
+// Two stages: a share of the sequences for each, and the next rows of the first share before its
+// tokens are known. Never those of a share whose turn it is not.
+TEST_F(SchedulerAheadTest, SharesOfAPipelineTakeTurns) {
+  start(64, 4, 3);
+  for (SequenceId id = 1; id <= 4; ++id) {
+    scheduler_->add(sequence_of(id, 4, 20, 100 * static_cast<int32_t>(id)));
+  }
+  while (plan() != nullptr && flying_.size() < 3) {
+  }
+  while (!flying_.empty()) apply();  // the prompts
+  std::map<SequenceId, uint64_t> newest;
+  uint64_t steps = 0;
+  for (int round = 0; round < 10; ++round) {
+    while (flying_.size() < 3) {
+      const StepPlan* made = plan();
+      ASSERT_NE(made, nullptr);
+      EXPECT_EQ(made->rows.size(), 2u);
+      ++steps;
+      for (const PlanRow& row : made->rows) {
+        const SequenceId id = owner_[row.slot];
+        if (newest.contains(id)) {
+          EXPECT_EQ(newest[id] + 2, made->step);
+        }
+        newest[id] = made->step;
+        const bool open = made->tokens[static_cast<size_t>(row.token_begin)] == kSampled;
+        EXPECT_EQ(open, steps > 2) << steps;
+      }
+    }
+    apply();
+  }
+  run_to_the_end();
+  for (SequenceId id = 1; id <= 4; ++id) EXPECT_EQ(generated_[id], 20);
 }
 
 }  // namespace

@@ -60,7 +60,9 @@ class Schedule {
     config.max_queue = pick(2, 12);
     config.max_context = pick(6, 60);
     config.look_ahead = look_ahead_;
-    config.steps_in_flight = look_ahead_ ? 2 : chance(40) ? 1 : pick(2, 4);
+    config.steps_in_flight = look_ahead_  ? (chance(50) ? 2 : pick(3, 5))
+                             : chance(40) ? 1
+                                          : pick(2, 4);
     config.max_lookups = chance(40) ? 0 : pick(1, 6);
     return config;
   }

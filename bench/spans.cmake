@@ -1,0 +1,2 @@
+add_executable(spans_bench spans_bench.cc)
+target_link_libraries(spans_bench PRIVATE trireme_base)
