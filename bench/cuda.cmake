@@ -2,7 +2,7 @@
 if(TRIREME_HAVE_CUDA)
   set(cuda_sources ${PROJECT_SOURCE_DIR}/kernels/cuda)
   add_executable(cuda_gemm_bench EXCLUDE_FROM_ALL cuda_gemm_bench.cu ${cuda_sources}/skinny_gemm.cu
-                 ${cuda_sources}/gemm_bias.cu ${cuda_sources}/cublas_gemm.cc ${cuda_sources}/check.cc)
+                 ${cuda_sources}/gemm_bias.cu ${cuda_sources}/elementwise.cu ${cuda_sources}/cublas_gemm.cc ${cuda_sources}/check.cc)
   add_executable(cuda_decode_bench EXCLUDE_FROM_ALL cuda_decode_bench.cu
                  ${cuda_sources}/decode_attention.cu ${cuda_sources}/prepare_qkv.cu
                  ${cuda_sources}/plan_decode.cc ${cuda_sources}/check.cc)

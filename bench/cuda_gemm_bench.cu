@@ -1,6 +1,7 @@
 // The skinny product against cuBLASLt's best algorithm, cold L2, and a chain of an 8B model's
 // products against the read bandwidth measured in the run. One JSON object a line.
-//   cuda_gemm_bench [compare] [chain] [shapes]     default: compare chain
+//   cuda_gemm_bench [compare] [chain] [shapes] [clusters]     default: compare chain
+// clusters: the chosen shapes beside those over clusters and cuBLASLt, for 4 to 16 tokens.
 // Every time is of a CUDA graph of calls that rotate over more weights than the L2 cache holds;
 // ours overlap as they do in serving (programmatic dependent launch), and once more without.
 #include <cublasLt.h>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/skinny_gemm.h"
 
@@ -316,11 +318,69 @@ constexpr SkinnyShape kShapes[] = {
     {4, 4},          {4, 3},          {2, 6},          {0, 0, 1},       {0, 0, 2}, {0, 8, 1, true},
     {0, 0, 1, true}, {0, 0, 2, true}, {0, 4, 2, true}, {0, 3, 2, true}, {0, 6, 2},
 };
+constexpr SkinnyShape kClusterShapes[] = {
+    {4, 4, 0, false, 2}, {4, 3, 0, false, 2}, {2, 6, 0, false, 2}, {4, 4, 0, false, 4},
+    {4, 3, 0, false, 4}, {2, 6, 0, false, 4}, {4, 3, 0, false, 8},
+};
 std::string name_of(const SkinnyShape& s) {
   char name[32];
+  if (s.cluster > 1) {
+    std::snprintf(name, sizeof(name), "%d,%d/%d", s.groups, s.depth, s.cluster);
+    return name;
+  }
   std::snprintf(name, sizeof(name), s.groups == 0 ? "%d,%dx%d%s" : "%d,%d", s.groups, s.depth,
                 s.per_sm, s.wide ? "w" : "");
   return name;
+}
+
+// What the columns shared out over a cluster give, case by case in one run: the chosen shape, all
+// cluster shapes, cuBLASLt's best; and the geometric mean with the better of both in each case.
+void compare_clusters(Device& device) {
+  const Memory pool(2200u << 20), x(16 * 16384 * 4), y(16 * 131072 * 4);
+  Baseline baseline;
+  double chosen_sum = 0.0, better_sum = 0.0;
+  int count = 0;
+  for (const Dims& dims : kDims) {
+    for (int tokens : {4, 5, 8, 12, 16}) {
+      const Rotation rotation(pool, x, y, dims, tokens);
+      std::vector<std::unique_ptr<Graph>> graphs;
+      std::vector<Graph*> in_turn;
+      const auto add = [&](std::unique_ptr<Graph> graph) {
+        in_turn.push_back(graph.get());
+        graphs.push_back(std::move(graph));
+      };
+      const auto graph_of = [&](const SkinnyShape& shape) {
+        return std::make_unique<Graph>(device,
+                                       [&] { return rotation.launch(shape, true, device.stream); });
+      };
+      const SkinnyShape chosen = choose_skinny_shape(rotation.gemm);
+      add(baseline.best(rotation, device));
+      add(graph_of(chosen));
+      for (const SkinnyShape& shape : kClusterShapes) add(graph_of(shape));
+      if (!in_turn.back()->good()) {
+        std::printf("no clusters on this device\n");
+        return;
+      }
+      const std::vector<double> ms = time_in_turn(in_turn, 7);
+      std::printf("%6dx%-5d %2d  cuBLASLt %5.0f  %s %5.0f ", static_cast<int>(dims.rows),
+                  static_cast<int>(dims.cols), tokens, rotation.gb_s(ms[0]),
+                  name_of(chosen).c_str(), rotation.gb_s(ms[1]));
+      double least = ms[1];
+      for (size_t i = 2; i < ms.size(); ++i) {
+        std::printf("  %s %5.0f", name_of(kClusterShapes[i - 2]).c_str(), rotation.gb_s(ms[i]));
+        least = std::min(least, ms[i]);
+      }
+      std::printf("\n");
+      std::fflush(stdout);
+      chosen_sum += std::log(ms[0] / ms[1]);
+      better_sum += std::log(ms[0] / least);
+      ++count;
+    }
+  }
+  device.print("skinny_gemm 4 to 16 tokens, chosen shapes, geometric mean vs cuBLASLt",
+               std::exp(chosen_sum / count), "x", 1.0, std::exp(chosen_sum / count));
+  device.print("skinny_gemm 4 to 16 tokens, clusters where better, geometric mean vs cuBLASLt",
+               std::exp(better_sum / count), "x", 1.0, std::exp(better_sum / count));
 }
 
 // Every built shape, in GB/s: for choosing.
@@ -359,8 +419,9 @@ void chain(Device& device, double read_gb_s, bool all_shapes) {
   constexpr size_t kLayerBytes = 2 * kHidden * (kQkv + kHidden + 2 * kInner + kInner);
   const Memory weights(kLayers * kLayerBytes);
   const Memory residual(16 * kHidden * 4), qkv(16 * kQkv * 2), inner(16 * kInner * 2);
-  const Memory norm(kHidden * 4);
-  const auto time = [&](int tokens, bool overlap, const SkinnyShape* shape) {
+  const Memory norm(kHidden * 4), normed(16 * kHidden * 2);
+  // `apart`: norms are kernels of their own, as for more than kMaxNormedTokens.
+  const auto time = [&](int tokens, bool overlap, const SkinnyShape* shape, bool apart = false) {
     Graph graph(device, [&] {
       size_t offset = 0;
       const auto product = [&](const Memory& x, int64_t x_stride, bool with_norm, int64_t rows,
@@ -369,7 +430,14 @@ void chain(Device& device, double read_gb_s, bool all_shapes) {
         gemm.x = x.data, gemm.x_stride = x_stride;
         gemm.weight = weights.at(offset), gemm.rows = rows, gemm.cols = cols;
         gemm.kind = kind, gemm.y = y.data, gemm.y_stride = y_stride, gemm.tokens = tokens;
-        if (with_norm) gemm.norm = static_cast<const float*>(norm.data), gemm.norm_eps = 1e-5f;
+        if (with_norm && apart) {
+          launch_rms_norm(static_cast<float*>(x.data), nullptr, 0,
+                          static_cast<const float*>(norm.data), 1e-5f, tokens, cols, normed.data,
+                          device.stream);
+          gemm.x = normed.data;
+        } else if (with_norm) {
+          gemm.norm = static_cast<const float*>(norm.data), gemm.norm_eps = 1e-5f;
+        }
         offset += 2 * rows * cols;
         if (shape == nullptr || !launch_skinny_gemm_as(*shape, gemm, overlap, device.stream)) {
           launch_skinny_gemm_as(choose_skinny_shape(gemm), gemm, overlap, device.stream);
@@ -385,7 +453,11 @@ void chain(Device& device, double read_gb_s, bool all_shapes) {
     });
     return weights.bytes / time_in_turn({&graph}, 7)[0] * 1e-6;
   };
-  for (int tokens : {1, 2, 4, 8, 16}) {
+  for (int tokens : {1, 2, 4, 8, 12, 16}) {
+    const double apart = time(tokens, true, nullptr, true);
+    device.print(
+        "skinny_gemm chain of 32 8B layers, tokens " + std::to_string(tokens) + ", norms apart",
+        apart, "GB/s", read_gb_s, apart / read_gb_s);
     for (bool overlap : {true, false}) {
       const double gb_s = time(tokens, overlap, nullptr);
       device.print("skinny_gemm chain of 32 8B layers, tokens " + std::to_string(tokens) +
@@ -416,6 +488,7 @@ int main(int argc, char** argv) {
     const double read_gb_s = measure_read_gb_s(device);
     device.print("read bandwidth", read_gb_s, "GB/s", read_gb_s, 1.0);
     if (asked("shapes", false)) list_shapes(device);
+    if (asked("clusters", false)) compare_clusters(device);
     if (asked("chain", true)) chain(device, read_gb_s, asked("shapes", false));
     if (asked("compare", true)) compare(device, read_gb_s);
   } catch (const std::exception& error) {

@@ -285,7 +285,7 @@ void CudaBackend::linear(MatrixView x, std::span<const LinearPart> parts) {
 
 void CudaBackend::norm_linear(MatrixView x, const float* norm, float eps, MatrixView normed,
                               std::span<const LinearPart> parts) {
-  if (x.rows > kMaxSkinnyTokens || !kSkinnyNorms) {
+  if (x.rows > kMaxNormedTokens) {
     rms_norm(x, norm, eps, normed);
     return linear(normed, parts);
   }
@@ -304,7 +304,7 @@ void CudaBackend::gated_linear(MatrixView x, const float* norm, float eps, Matri
   if (x.rows > kMaxSkinnyTokens || biased || !mergeable(parts[0], parts[1])) {
     return Backend::gated_linear(x, norm, eps, normed, parts, activation);
   }
-  if (norm != nullptr && !kSkinnyNorms) {
+  if (norm != nullptr && x.rows > kMaxNormedTokens) {
     rms_norm(x, norm, eps, normed);
     x = normed;
     norm = nullptr;

@@ -39,9 +39,10 @@ struct Gemm {
 
 // The largest number of tokens that launch_skinny_gemm takes.
 inline constexpr int kMaxSkinnyTokens = 16;
-// Whether it takes a norm: x * norm is rounded before 1 / rms is known, and where the residual
-// stream is large that is beyond f16.
-inline constexpr bool kSkinnyNorms = !kElementIsF16;
+// And with a norm. With f16 none: x * norm is rounded before 1 / rms is known, and where the
+// residual stream is large that is beyond f16.
+inline constexpr int kMaxNormedTokens = kElementIsF16 ? 0 : kMaxSkinnyTokens;
+inline constexpr bool kSkinnyNorms = kMaxNormedTokens > 0;
 
 // Our own kernel for 1 to 16 tokens, bound by reading the weights: launched with programmatic
 // dependent launch, weights are requested before the wait for the previous kernel. The bits of a
