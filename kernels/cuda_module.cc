@@ -62,6 +62,9 @@ std::unique_ptr<Backend> make_cuda_backend(ThreadPool& pool, int device, DType e
     fail(ErrorCode::kInvalidArgument, "GPUs compute with bf16 or f16 here, not with f32");
   }
   const Loaded& cuda = loaded(element);
+  if (cuda.module == nullptr) {
+    fail(ErrorCode::kUnavailable, "no {} on GPUs: {}", to_string(element), cuda.problem);
+  }
   if (cuda.devices == 0) fail(ErrorCode::kUnavailable, "no GPU: {}", cuda.problem);
   if (device < 0 || device >= cuda.devices) {
     fail(ErrorCode::kInvalidArgument, "GPU {} is wanted, but this process sees {}", device,

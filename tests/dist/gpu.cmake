@@ -10,7 +10,7 @@ if(TRIREME_HAVE_CUDA)
     add_test(NAME gpu_model_mpi_test_${ranks}
              COMMAND ${PROJECT_SOURCE_DIR}/launch/mpirun -n ${ranks}
                      $<TARGET_FILE:gpu_model_mpi_test>)
-    set_tests_properties(gpu_model_mpi_test_${ranks} PROPERTIES TIMEOUT 240 LABELS "gpu;mpi"
+    set_tests_properties(gpu_model_mpi_test_${ranks} PROPERTIES TIMEOUT 480 LABELS "gpu;mpi"
       SKIP_RETURN_CODE 77
       ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
   endforeach()
@@ -23,7 +23,7 @@ if(TRIREME_HAVE_CUDA)
     add_test(NAME gpu_smollm2_mpi_test_${ranks}
              COMMAND ${PROJECT_SOURCE_DIR}/launch/mpirun -n ${ranks}
                      $<TARGET_FILE:gpu_smollm2_mpi_test>)
-    set_tests_properties(gpu_smollm2_mpi_test_${ranks} PROPERTIES TIMEOUT 240 LABELS "gpu;mpi"
+    set_tests_properties(gpu_smollm2_mpi_test_${ranks} PROPERTIES TIMEOUT 480 LABELS "gpu;mpi"
       SKIP_RETURN_CODE 77
       ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
   endforeach()
@@ -36,7 +36,7 @@ if(TRIREME_HAVE_CUDA)
     add_test(NAME gpu_engine_mpi_test_${ranks}
              COMMAND ${PROJECT_SOURCE_DIR}/launch/mpirun -n ${ranks}
                      $<TARGET_FILE:gpu_engine_mpi_test>)
-    set_tests_properties(gpu_engine_mpi_test_${ranks} PROPERTIES TIMEOUT 240 LABELS "gpu;mpi"
+    set_tests_properties(gpu_engine_mpi_test_${ranks} PROPERTIES TIMEOUT 480 LABELS "gpu;mpi"
       SKIP_RETURN_CODE 77
       ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
   endforeach()
@@ -48,7 +48,7 @@ if(TRIREME_HAVE_CUDA)
     add_test(NAME gpu_flow_mpi_test_${ranks}
              COMMAND ${PROJECT_SOURCE_DIR}/launch/mpirun -n ${ranks}
                      $<TARGET_FILE:gpu_flow_mpi_test>)
-    set_tests_properties(gpu_flow_mpi_test_${ranks} PROPERTIES TIMEOUT 240 LABELS "gpu;mpi"
+    set_tests_properties(gpu_flow_mpi_test_${ranks} PROPERTIES TIMEOUT 480 LABELS "gpu;mpi"
       SKIP_RETURN_CODE 77
       ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
   endforeach()
