@@ -224,15 +224,15 @@ __global__ void __launch_bounds__(kWarps * 32)
   const Gemm& gemm = args.gemm;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, t = lane % 4;
-  int part = warp;  // of the columns
-  int tile = 0;     // of the rows, from this block's own on
+  int part = warp;   // of the columns
+  int tiles_on = 0;  // its rows, from this block's own tile on
   ClusterParts parts_of_cluster{};
   if constexpr (kCluster) {
     const int blocks = 1 << args.cluster_log2, rank = static_cast<int>(blockIdx.x) % blocks;
     parts_of_cluster = {rank, kWarpsLog2 - args.cluster_log2};
     const int parts = 1 << parts_of_cluster.parts_log2;
     part = rank * parts + warp % parts;
-    tile = warp / parts - rank;
+    tiles_on = warp / parts - rank;
   }
   unsigned char* ring = shared + warp * (kGroups * kDepth * kSlotBytes);
   const uint4* slots = reinterpret_cast<const uint4*>(ring) + lane;
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     const bool up = group >= out_groups;
     int64_t row =
         int64_t{blockIdx.x} * (8 * out_groups) + 8 * (up ? group - out_groups : group) + g;
-    if constexpr (kCluster) row += tile * (8 * out_groups);
+    if constexpr (kCluster) row += tiles_on * (8 * out_groups);
     row = min(row, args.out_rows - 1) + (up ? args.out_rows : 0);
     weights[group] = static_cast<const Element*>(gemm.weight) + row * gemm.cols;
   }
