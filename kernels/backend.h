@@ -217,6 +217,8 @@ class Backend {
   // Does `work`, a fixed sequence of ops on fixed views for `rows` decode rows. A backend may
   // record it at the first call with a key and replay it later without calling `work`.
   virtual void repeat(const RepeatKey& /*key*/, const std::function<void()>& work) { work(); }
+  // What was recorded is recorded anew: views that it names are no longer valid.
+  virtual void forget_recorded() {}
 
   // out[i] = row tokens[i] - vocab_begin of table, or zeros where that row is not of this slice;
   // times `scale`. out is float32, of the residual stream, and may have more rows than tokens.

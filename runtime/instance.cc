@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <optional>
 #include <utility>
 
 #include "base/error.h"
@@ -16,6 +17,7 @@
 #include "runtime/model/activation_flow.h"
 #include "runtime/model/stage_costs.h"
 #include "runtime/profiles.h"
+#include "runtime/warm_up.h"
 
 namespace trireme {
 namespace {
@@ -107,6 +109,9 @@ struct Instance::State {
   void open();
   void start_recording();
   void plan_memory();
+  void limit_context();
+  KvCache make_cache(const std::vector<int32_t>& blocks);
+  void measure_memory();
   void load();
   void report() const;
   MemoryNeeds memory_needs() const;
@@ -135,6 +140,8 @@ struct Instance::State {
   int64_t weight_size = 0;
   int64_t scratch_size = 0;
   int64_t kv_size = 0;
+  int64_t scratch_taken = 0;  // of a GPU's memory, before the largest steps
+  MemoryNeeds needs;
   std::unique_ptr<RequestLog> requests;
   std::unique_ptr<Worker> worker;
   std::unique_ptr<Engine> engine;
@@ -270,17 +277,17 @@ std::string Instance::State::fitting_layout(int64_t memory) const {
 
 MemoryNeeds Instance::State::memory_needs() const {
   const ModelConfig& config = source->config();
-  MemoryNeeds needs;
-  needs.weights = trireme::weight_bytes(*source, world.layout, world.rank, *backend);
-  needs.scratch =
+  MemoryNeeds found;
+  found.weights = trireme::weight_bytes(*source, world.layout, world.rank, *backend);
+  found.scratch =
       kProcessBytes +
       Decoder::scratch_bytes(config, world.layout, world.rank, *backend, scheduler.token_budget,
                              std::min<int64_t>(scheduler.token_budget, backend->max_logit_rows())) +
       ActivationFlow::bytes(*backend, !world.first_stage(), !world.last_stage(),
                             scheduler.token_budget, config.hidden);
-  needs.kv_memory = options.kv_memory;
-  needs.device = backend->device_memory();
-  if (gpu) needs.advice = fitting_layout(needs.device->total);
+  found.kv_memory = options.kv_memory;
+  found.device = backend->device_memory();
+  if (gpu) found.advice = fitting_layout(found.device->total);
   const int32_t least =
       options.max_context > 0 ? options.max_context : std::min(kLeastContext, config.max_context);
   const auto blocks_for = [&](int64_t tokens) {
@@ -288,20 +295,19 @@ MemoryNeeds Instance::State::memory_needs() const {
   };
   for (size_t g = 0; g < groups.windows.size(); ++g) {
     const int window = groups.windows[g];
-    needs.block_bytes.push_back(KvCache::block_bytes(
+    found.block_bytes.push_back(KvCache::block_bytes(
         config, groups, static_cast<int>(g), world.layout.stage(world.rank).layers,
         static_cast<int>(world.shard().kv_heads.count), kv_dtype, options.block_size));
     const int64_t each = blocks_for(kept_tokens(window, scheduler.max_context, scheduler)) + 1;
-    needs.wanted_blocks.push_back(
+    found.wanted_blocks.push_back(
         static_cast<int32_t>(std::min(kMostBlocks, each * slot_count(scheduler))));
-    needs.least_blocks.push_back(
+    found.least_blocks.push_back(
         static_cast<int32_t>(blocks_for(kept_tokens(window, least, scheduler)) + 1));
   }
-  return needs;
+  return found;
 }
 
 void Instance::State::plan_memory() {
-  MemoryNeeds needs;
   together(*world.control, [&] {
     groups = kv_groups(source->config());
     needs = memory_needs();
@@ -311,13 +317,52 @@ void Instance::State::plan_memory() {
   kv_pool.groups.clear();
   for (const int window : groups.windows) kv_pool.groups.push_back(KvSpec{window});
   kv_pool.blocks = agree_on_kv_blocks(*world.control, needs);
+  weight_size = needs.weights;
+  scratch_size = needs.scratch;
+}
+
+// A context is no longer than what the KV cache holds.
+void Instance::State::limit_context() {
   for (size_t g = 0; g < groups.windows.size(); ++g) {
     if (groups.windows[g] != 0) continue;
     const int64_t tokens = int64_t{kv_pool.blocks[g]} * options.block_size;
     scheduler.max_context = static_cast<int32_t>(std::min<int64_t>(scheduler.max_context, tokens));
   }
-  weight_size = needs.weights;
-  scratch_size = needs.scratch;
+}
+
+KvCache Instance::State::make_cache(const std::vector<int32_t>& blocks) {
+  return {source->config(),
+          groups,
+          world.layout.stage(world.rank).layers,
+          static_cast<int>(world.shard().kv_heads.count),
+          kv_dtype,
+          options.block_size,
+          blocks,
+          *backend};
+}
+
+// The largest steps run with a KV cache of a block; what is free then is the KV cache's.
+void Instance::State::measure_memory() {
+  WarmUpSizes sizes;
+  sizes.max_tokens = scheduler.token_budget;
+  sizes.max_chunk = std::min(scheduler.max_chunk, scheduler.max_context);
+  sizes.slots = slot_count(scheduler);
+  sizes.block_size = options.block_size;
+  sizes.kv_groups = groups.windows.size();
+  sizes.vocab = static_cast<int32_t>(source->config().vocab);
+  const int64_t before = backend->device_memory()->free + scratch_taken;
+  warm_up_largest(*worker, *backend, sizes);
+  needs.device = backend->device_memory();
+  needs.measured = true;
+  needs.weights = needs.scratch = 0;
+  scratch_size = before - needs.device->free;
+  kv_pool.blocks = agree_on_kv_blocks(*world.control, needs);
+  backend->forget_recorded();
+  std::optional<KvCache> cache;
+  together(*world.control, [&] { cache.emplace(make_cache(kv_pool.blocks)); });
+  kv_size = cache->bytes();
+  worker->replace_cache(std::move(*cache));
+  warm_up_all_sizes(*worker, *backend, sizes);
 }
 
 DecoderWeights Instance::State::load_with_progress() {
@@ -343,13 +388,13 @@ DecoderWeights Instance::State::load_with_progress() {
 void Instance::State::load() {
   const ModelConfig& config = source->config();
   DecoderWeights weights;
-  std::unique_ptr<KvCache> cache;
+  std::optional<KvCache> cache;
   together(*world.control, [&] {
     weights = load_with_progress();
-    cache = std::make_unique<KvCache>(config, groups, world.layout.stage(world.rank).layers,
-                                      static_cast<int>(world.shard().kv_heads.count), kv_dtype,
-                                      options.block_size, kv_pool.blocks, *backend);
+    const std::vector<int32_t> one(kv_pool.blocks.size(), 1);
+    cache.emplace(make_cache(gpu ? one : kv_pool.blocks));
   });
+  const int64_t free = gpu ? backend->device_memory()->free : 0;
   weight_size = weights.bytes();
   kv_size = cache->bytes();
   WorkerConfig worker_config;
@@ -362,10 +407,15 @@ void Instance::State::load() {
   try {
     worker = std::make_unique<Worker>(config, world, *backend, std::move(weights),
                                       std::move(*cache), worker_config);
+    if (gpu) {
+      scratch_taken = free - backend->device_memory()->free;
+      measure_memory();
+    }
   } catch (const std::exception& error) {  // the other ranks may be waiting for this one
     abort_world(world, 0, error.what());
     throw;
   }
+  limit_context();
   together(*world.control, [&] {
     if (world.rank != 0) return;
     const EngineRecord record{spans.get(), requests.get()};
@@ -374,17 +424,18 @@ void Instance::State::load() {
 }
 
 void Instance::State::report() const {
-  if (world.rank != 0) return;
+  if (world.rank != 0 && !gpu) return;
   int64_t tokens = INT64_MAX;
   for (size_t g = 0; g < kv_pool.blocks.size(); ++g) {
     if (groups.windows[g] == 0) {
       tokens = std::min(tokens, int64_t{kv_pool.blocks[g]} * kv_pool.block_size);
     }
   }
-  log::info("backend {}; weights {}, workspace {} and KV cache {} ({}) on rank 0",
+  log::info("backend {}; weights {}, workspace {} and KV cache {} ({}) on rank {}",
             backend->description(), format_bytes(weight_size), format_bytes(scratch_size),
-            format_bytes(kv_size), to_string(kv_dtype));
+            format_bytes(kv_size), to_string(kv_dtype), world.rank);
   if (tokens != INT64_MAX) log::info("KV capacity {} tokens", tokens);
+  if (world.rank != 0) return;
   log::info("profile {}: budget {} tokens a step, {} sequences, context {}, {} steps in flight{}",
             options.profile, scheduler.token_budget, slot_count(scheduler), scheduler.max_context,
             scheduler.steps_in_flight, scheduler.look_ahead ? ", looking ahead" : "");

@@ -15,10 +15,11 @@ namespace {
 
 // Of what is left after weights and scratch, KV takes this much unless told otherwise.
 constexpr double kKvShare = 0.5;
-// On a GPU nothing else runs: KV takes nearly all that weights, scratch and this reserve
-// (libraries, graphs, communication buffers) leave.
-constexpr double kDeviceKvShare = 0.97;
-constexpr int64_t kDeviceReserve = int64_t{1} << 30;
+// On a GPU nothing else runs: KV takes all that the rest leaves. Before loading the rest is known in
+// part: libraries, graphs and communication buffers are guessed. After the largest steps have run
+// it is measured, and a margin is kept for what comes later (graphs of other sizes).
+constexpr int64_t kDeviceGuess = int64_t{1} << 30;
+constexpr int64_t kDeviceMargin = int64_t{384} << 20;
 
 struct RankAccount {
   char host[64] = {};
@@ -63,7 +64,9 @@ RankAccount account_of(const MemoryNeeds& needs) {
   account.wanted_kv = std::max<int64_t>(1, kv_bytes(needs, needs.wanted_blocks));
   account.host_available = limits.host;
   account.process_available = limits.process;
-  if (needs.device) account.device_available = needs.device->free - kDeviceReserve;
+  if (needs.device) {
+    account.device_available = needs.device->free - (needs.measured ? kDeviceMargin : kDeviceGuess);
+  }
   return account;
 }
 
@@ -130,7 +133,7 @@ void check_device(size_t rank, const RankAccount& account, const MemoryNeeds& ne
 double holdable(const RankAccount& account, const HostAccount& host, int64_t kv_memory) {
   double budget = static_cast<double>(kv_memory);
   if (kv_memory <= 0 && account.on_device()) {
-    budget = kDeviceKvShare * static_cast<double>(account.device_available - account.fixed());
+    budget = static_cast<double>(account.device_available - account.fixed());
   } else if (kv_memory <= 0) {
     const double host_left = static_cast<double>(host.available - host.fixed()) / host.ranks;
     const auto process_left = static_cast<double>(account.process_available - account.fixed());

@@ -21,6 +21,7 @@ struct MemoryNeeds {
   std::vector<int32_t> least_blocks;   // per KV group: with fewer the model cannot be served
   int64_t kv_memory = 0;               // bytes per rank; 0: a share of what is left
   std::optional<DeviceMemory> device;  // of this rank's GPU, where the above lies on one
+  bool measured = false;               // all but the KV cache is there and has taken what it takes
   std::string advice;                  // for the message when it does not fit
 };
 

@@ -102,6 +102,7 @@ struct Worker::State {
   std::unique_ptr<TokenReturn> tokens_back;
   uint64_t step = 0;  // for messages
   bool omits_edges = false;
+  bool alone = false;                 // and tells no tokens
   std::deque<LaunchedStep> launched;  // not finished yet, the oldest first
   std::vector<LaunchedStep> spare;    // for reuse
 
@@ -298,7 +299,7 @@ bool Worker::State::queue_sampling(LaunchedStep& launch) {
 // Samples, or has the device choose.
 void Worker::State::take_tokens(const StepPlan& plan, LaunchedStep& launch) {
   const bool queued = queue_sampling(launch);
-  launch.told = tokens_back->on_device(plan);
+  launch.told = !alone && tokens_back->on_device(plan);
   if (launch.told) {
     if (!queued) fail(ErrorCode::kInternal, "step {}: tokens are not on the device", plan.step);
     tokens_back->tell_chosen();
@@ -425,10 +426,10 @@ void Worker::State::prepare(const StepPlan& plan, LaunchedStep& launch) {
   const SpanScope span(config.spans, SpanKind::kPrepare);
   step = plan.step;
   check(plan);
-  tokens_back->begin(plan.step);
+  if (!alone) tokens_back->begin(plan.step);
   slots.apply(plan);
   build_batch(plan);
-  tokens_back->expect(plan);
+  if (!alone) tokens_back->expect(plan);
   logit_tokens.clear();
   if (!spare.empty()) {
     launch = std::move(spare.back());
@@ -454,6 +455,9 @@ void Worker::finish(StepResult& result) { state_->finish(result); }
 void Worker::settle() { state_->tokens_back->settle(); }
 
 void Worker::omit_edges(bool omit) { state_->omits_edges = omit; }
+void Worker::stand_alone(bool alone) { state_->alone = state_->omits_edges = alone; }
+void Worker::replace_cache(KvCache cache) { state_->cache = std::move(cache); }
+bool Worker::samples() const { return state_->world.last_stage(); }
 Decoder& Worker::decoder() { return state_->decoder; }
 const StageEdge& Worker::edge() const { return state_->edge; }
 uint64_t Worker::last_step() const { return state_->step; }

@@ -21,8 +21,8 @@ struct WorkerConfig {
   int32_t slots = 256;       // slot ids are below this: slot_count() of the scheduler
   int32_t max_tokens = 512;  // as SchedulerConfig::token_budget
   int32_t block_size = 16;
-  bool look_ahead = false;  // as SchedulerConfig::look_ahead
-  int32_t shares = 1;       // as work_shares()
+  bool look_ahead = false;        // as SchedulerConfig::look_ahead
+  int32_t shares = 1;             // as work_shares()
   SpanRecorder* spans = nullptr;  // of this rank's thread, for a trace; must outlive the worker
 };
 
@@ -51,6 +51,13 @@ class Worker {
   Decoder& decoder();
   const StageEdge& edge() const;
   uint64_t last_step() const;  // that was launched
+
+  // Before the first request, and with another cache than that of the constructor: what was
+  // recorded with the old one must have been forgotten (Backend::forget_recorded).
+  void replace_cache(KvCache cache);
+  // For warm_up: steps take no part in what passes between stages, neither activations nor tokens.
+  void stand_alone(bool alone);
+  bool samples() const;  // this rank is of the last stage
 
   // Ranks other than 0: sleeps at the doorbell, receives plans and executes them, returns results
   // (tensor rank 0 of the last stage does), until rank 0 ends the world. An error is logged with

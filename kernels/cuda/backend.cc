@@ -235,6 +235,11 @@ int64_t CudaBackend::padded_rows(int64_t rows) const {
   return (rows + step - 1) / step * step;
 }
 
+void CudaBackend::forget_recorded() {
+  synchronize();
+  forget_graphs();
+}
+
 void CudaBackend::forget_graphs() {
   for (auto& [key, recorded] : recorded_) {
     if (recorded.graph != nullptr) cudaGraphExecDestroy(recorded.graph);

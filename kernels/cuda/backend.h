@@ -53,6 +53,7 @@ class CudaBackend final : public Backend {
   void begin_step(const StepInputs& inputs) override;
   int64_t padded_rows(int64_t rows) const override;
   void repeat(const RepeatKey& key, const std::function<void()>& work) override;
+  void forget_recorded() override;
 
   void embed(std::span<const int32_t> tokens, const Weight& table, int64_t vocab_begin, float scale,
              MatrixView out) override;
