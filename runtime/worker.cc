@@ -291,14 +291,17 @@ bool Worker::State::queue_sampling(LaunchedStep& launch) {
     launch.rows.push_back({one.result, slots[slot].admission, position});
     slots.queued(slot, position);
   }
+  StepTimer* timer = backend.step_timer();
+  if (timer != nullptr) timer->stamp(DevicePart::kSample);
   launch.number = sampler->queue(decoder.logits(logit_tokens), sample_rows, sample_slots);
+  if (timer != nullptr) timer->stamp(DevicePart::kNothing);
   return true;
 }
 
 // Samples, or has the device choose.
 void Worker::State::take_tokens(const StepPlan& plan, LaunchedStep& launch) {
   const bool queued = queue_sampling(launch);
-  launch.told = tokens_back->on_device(plan);
+  launch.told = !omits_edges && tokens_back->on_device(plan);
   if (launch.told) {
     if (!queued) fail(ErrorCode::kInternal, "step {}: tokens are not on the device", plan.step);
     tokens_back->tell_chosen();
@@ -425,10 +428,10 @@ void Worker::State::prepare(const StepPlan& plan, LaunchedStep& launch) {
   const SpanScope span(config.spans, SpanKind::kPrepare);
   step = plan.step;
   check(plan);
-  tokens_back->begin(plan.step);
+  if (!omits_edges) tokens_back->begin(plan.step);
   slots.apply(plan);
   build_batch(plan);
-  tokens_back->expect(plan);
+  if (!omits_edges) tokens_back->expect(plan);
   logit_tokens.clear();
   if (!spare.empty()) {
     launch = std::move(spare.back());

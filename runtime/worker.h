@@ -45,8 +45,8 @@ class Worker {
   // No step is in flight any more: takes in what ranks still have to tell of the last ones.
   void settle();
 
-  // For measurements of a stage by itself: activations are neither received nor sent, and the
-  // results of such steps mean nothing. The decoder has more of that kind.
+  // For measurements of a stage by itself: activations are neither received nor sent, nor are the
+  // tokens told, and the results of such steps mean nothing. The decoder has more of that kind.
   void omit_edges(bool omit);
   Decoder& decoder();
   const StageEdge& edge() const;
