@@ -14,7 +14,7 @@ struct PeerBuffers {
 
   int rank = 0;
   int size = 1;
-  size_t bytes = 0;                          // of each rank's buffer; zeroed when it was made
+  size_t bytes = 0;                           // of each rank's buffer; zeroed when it was made
   std::array<std::byte*, kMostRanks> data{};  // rank r's buffer, at this device's addresses
   // Host memory that the device reads: not 0 once waiting for peers must end, whatever comes of it.
   uint32_t* stop = nullptr;

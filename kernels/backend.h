@@ -197,8 +197,8 @@ class Backend {
   virtual std::unique_ptr<PeerSums> make_peer_sums(PeerBuffers /*peers*/, int64_t /*width*/) {
     return nullptr;
   }
-  // Seconds that one `work` takes, a fixed sequence of ops, as one of `times` in a row: the least of
-  // a few rounds. Collective if `work` is.
+  // Seconds that one `work` takes, a fixed sequence of ops, as one of `times` in a row: the least
+  // of a few rounds. Collective if `work` is.
   virtual double measure(const std::function<void()>& work, int times);
 
   // Packs a slice for linear() (and embed()), at the slice's own size up to alignment.

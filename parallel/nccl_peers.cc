@@ -15,7 +15,8 @@ namespace {
 // mapped here: nobody touches it any more, and the driver keeps the pages until it is closed.
 class PeerMemory {
  public:
-  PeerMemory(int device, std::shared_ptr<StopFlag> stop) : device_(device), stop_(std::move(stop)) {}
+  PeerMemory(int device, std::shared_ptr<StopFlag> stop)
+      : device_(device), stop_(std::move(stop)) {}
   ~PeerMemory() {
     cudaSetDevice(device_);
     for (void* peer : mapped_) cudaIpcCloseMemHandle(peer);
@@ -91,7 +92,7 @@ std::optional<PeerBuffers> map_peer_memory(Communicator& host, int device, size_
     why = fmt::format("{} ranks are more than {}", host.size(), PeerBuffers::kMostRanks);
     return std::nullopt;
   }
-  const auto put = [](const std::string& problem, char (&to)[256]) {
+  const auto put = [](const std::string& problem, char(&to)[256]) {
     std::strncpy(to, problem.c_str(), sizeof to - 1);
   };
   auto memory = std::make_shared<PeerMemory>(device, stop);

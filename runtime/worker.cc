@@ -100,15 +100,15 @@ struct Worker::State {
   Backend& backend;
   std::unique_ptr<Sampler> sampler;  // last stage
   std::unique_ptr<TokenReturn> tokens_back;
-  uint64_t step = 0;                 // for messages
+  uint64_t step = 0;  // for messages
   bool omits_edges = false;
-  std::deque<LaunchedStep> launched;            // not finished yet, the oldest first
+  std::deque<LaunchedStep> launched;  // not finished yet, the oldest first
   std::vector<LaunchedStep> spare;    // for reuse
 
   // Reused by every step.
   DecoderBatch batch;
   std::vector<AttentionRow> rows;
-  std::vector<int32_t> tokens;  // where the plan's leave some open
+  std::vector<int32_t> tokens;       // where the plan's leave some open
   std::vector<int32_t> token_slots;  // as StepInputs::token_slots
   std::vector<Wanted> wanted;
   std::vector<int32_t> logit_tokens;

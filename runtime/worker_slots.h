@@ -18,12 +18,12 @@ struct WorkerSlot {
   int32_t prompt_tokens = 0;
   SamplingParams sampling;
   std::vector<std::vector<int32_t>> tables;  // per KV group
-  TokenCounts counts;   // of this rank's vocabulary; only if sampling.needs_counts()
-  int32_t counted = 0;  // positions that are in `counts`
+  TokenCounts counts;    // of this rank's vocabulary; only if sampling.needs_counts()
+  int32_t counted = 0;   // positions that are in `counts`
   int32_t newest = -1;   // the token sampled last, once sampled() has told it
   int32_t pending = -1;  // position of the token that is chosen, but not known here; -1: none
   bool pending_on_device = false;  // of this rank, or on its way there
-  int32_t next = -1;    // position of the token that the newest row samples; -1: it samples none
+  int32_t next = -1;  // position of the token that the newest row samples; -1: it samples none
 };
 
 class WorkerSlots {

@@ -108,8 +108,8 @@ class CudaBackend final : public Backend {
   Buffer skinny_workspace_;
   Buffer decode_workspace_;
   Buffer scratch_ids_;
-  Buffer newest_;       // int32 [slots]: the token that was chosen last
-  PeerLanes lanes_;     // of size 1: there are no peers
+  Buffer newest_;    // int32 [slots]: the token that was chosen last
+  PeerLanes lanes_;  // of size 1: there are no peers
   PeerBuffers peers_;
   std::byte* host_ = nullptr;  // page-locked, of read_back
   size_t host_bytes_ = 0;

@@ -25,8 +25,8 @@ __global__ void embed_kernel(const __grid_constant__ Embed embed, float* out) {
   float2* to = reinterpret_cast<float2*>(out + blockIdx.x * embed.cols);
   for (int64_t i = threadIdx.x; i < embed.cols / 2; i += blockDim.x) {
     const float2 value = __bfloat1622float2(from[i]);
-    to[i] = here ? make_float2(value.x * embed.scale, value.y * embed.scale)
-                 : make_float2(0.0f, 0.0f);
+    to[i] =
+        here ? make_float2(value.x * embed.scale, value.y * embed.scale) : make_float2(0.0f, 0.0f);
   }
 }
 

@@ -75,8 +75,8 @@ class Lane {
 
   // Waits for vector i as a sum.
   __device__ uint4 receive_sum(int i) const {
-    const uint4* inbox = lanes_.inbox[lanes_.rank] + first_ +
-                         int64_t{lanes_.size} * lanes_.packets + packet_of(i);
+    const uint4* inbox =
+        lanes_.inbox[lanes_.rank] + first_ + int64_t{lanes_.size} * lanes_.packets + packet_of(i);
     uint4 low, high;
     bool arrived = false;
     for (uint32_t round = 1; !arrived; ++round) {

@@ -41,11 +41,13 @@ constexpr int64_t lane_bytes(int64_t row_bytes) {
 constexpr int64_t lane_count(int64_t row_bytes) {
   return std::max<int64_t>(kMostPeerBytes / lane_bytes(row_bytes), 1);
 }
-constexpr int64_t epoch_bytes(int64_t row_bytes) { return (lane_count(row_bytes) * 4 + 255) / 256 * 256; }
+constexpr int64_t epoch_bytes(int64_t row_bytes) {
+  return (lane_count(row_bytes) * 4 + 255) / 256 * 256;
+}
 
 constexpr size_t peer_lanes_bytes(int ranks, int64_t row_bytes) {
-  return static_cast<size_t>(epoch_bytes(row_bytes) + 2 * lane_count(row_bytes) * (ranks + 1) *
-                                                          lane_bytes(row_bytes) * 2);
+  return static_cast<size_t>(epoch_bytes(row_bytes) +
+                             2 * lane_count(row_bytes) * (ranks + 1) * lane_bytes(row_bytes) * 2);
 }
 
 inline PeerLanes make_peer_lanes(const PeerBuffers& peers, int64_t row_bytes) {
@@ -55,8 +57,8 @@ inline PeerLanes make_peer_lanes(const PeerBuffers& peers, int64_t row_bytes) {
   lanes.lanes = static_cast<int32_t>(lane_count(row_bytes));
   lanes.packets = static_cast<int32_t>(lane_bytes(row_bytes) / 8);
   for (int rank = 0; rank < peers.size; ++rank) {
-    lanes.inbox[rank] = reinterpret_cast<uint4*>(peers.data[static_cast<size_t>(rank)] +
-                                                 epoch_bytes(row_bytes));
+    lanes.inbox[rank] =
+        reinterpret_cast<uint4*>(peers.data[static_cast<size_t>(rank)] + epoch_bytes(row_bytes));
   }
   lanes.epochs = reinterpret_cast<uint32_t*>(peers.data[static_cast<size_t>(peers.rank)]);
   lanes.stop = peers.stop;

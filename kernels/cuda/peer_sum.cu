@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_previous_kernel();
   const int64_t row = blockIdx.x;
   const Lane lane(args.lanes, static_cast<int>(blockIdx.x));
-  const uint4* delta = reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(args.delta) +
-                                                      row * args.delta_stride);
+  const uint4* delta = reinterpret_cast<const uint4*>(
+      static_cast<const __nv_bfloat16*>(args.delta) + row * args.delta_stride);
   uint4 own[kPerThread];
 #pragma unroll
   for (int k = 0; k < kPerThread; ++k) {

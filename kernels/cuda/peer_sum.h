@@ -12,16 +12,17 @@
 
 namespace trireme::cuda {
 
-// residual += sum over ranks of delta; out = bf16(residual / rms(residual) * weight). A block a row.
+// residual += sum over ranks of delta; out = bf16(residual / rms(residual) * weight). A block a
+// row.
 struct PeerSumNorm {
   PeerLanes lanes;
-  const void* delta = nullptr;  // bf16, 16-byte aligned rows
-  int64_t delta_stride = 0;     // elements, a multiple of 8
-  float* residual = nullptr;    // [rows, cols], contiguous
+  const void* delta = nullptr;    // bf16, 16-byte aligned rows
+  int64_t delta_stride = 0;       // elements, a multiple of 8
+  float* residual = nullptr;      // [rows, cols], contiguous
   const float* weight = nullptr;  // [cols]; null: only the addition
   float eps = 0.0f;
   int32_t rows = 0;
-  int32_t cols = 0;    // a multiple of 8
+  int32_t cols = 0;     // a multiple of 8
   void* out = nullptr;  // bf16 [rows, cols], contiguous
 };
 

@@ -176,8 +176,8 @@ void Decoder::begin(const DecoderBatch& batch, const KvGroups& groups, const KvC
          s.a.hidden.rows);
   }
   const KvLayerView& kv = cache.layer(static_cast<int>(layout_.stage(rank_).layers.begin));
-  backend_.begin_step({batch.tokens, batch.token_slots, s.rows, groups.windows, batch.logit_tokens, kv.kv_heads,
-                       kv.head_dim, kv.block_size});
+  backend_.begin_step({batch.tokens, batch.token_slots, s.rows, groups.windows, batch.logit_tokens,
+                       kv.kv_heads, kv.head_dim, kv.block_size});
 }
 
 void Decoder::embed(int64_t tokens) {

@@ -49,7 +49,7 @@ DecoderWeights load_weights(const WeightSource& source, const ParallelLayout& la
 // A step's work in the decoder's terms. Rows give token_begin/count/position; `tables[g][i]` is the
 // block table of row i in KV group g.
 struct DecoderBatch {
-  std::span<const int32_t> tokens;  // used on the first stage
+  std::span<const int32_t> tokens;       // used on the first stage
   std::span<const int32_t> token_slots;  // as StepInputs::token_slots
   std::span<const AttentionRow> rows;
   std::vector<std::vector<const int32_t*>> tables;

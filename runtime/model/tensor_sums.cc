@@ -148,12 +148,10 @@ std::vector<std::string> TensorSums::describe() const {
   std::vector<std::string> lines;
   for (const bool fused : {true, false}) {
     for (const SumChoice& one : fused ? table_.fused : table_.plain) {
-      lines.push_back(fmt::format("{} up to {} bytes: {}{}{}", fused ? "sum, add and norm" : "sum",
-                                  one.bytes, to_string(one.way),
-                                  one.blocks > 0 ? fmt::format(", {} blocks", one.blocks) : "",
-                                  one.microseconds > 0
-                                      ? fmt::format(", {:.2f} us", one.microseconds)
-                                      : ""));
+      lines.push_back(fmt::format(
+          "{} up to {} bytes: {}{}{}", fused ? "sum, add and norm" : "sum", one.bytes,
+          to_string(one.way), one.blocks > 0 ? fmt::format(", {} blocks", one.blocks) : "",
+          one.microseconds > 0 ? fmt::format(", {:.2f} us", one.microseconds) : ""));
     }
   }
   return lines;

@@ -17,7 +17,7 @@ struct SumChoice {
   enum class Way : uint8_t { kCommunicator, kOneShot, kTwoShots };
   int64_t bytes = 0;  // of the matrix: the choice is for up to so many
   Way way = Way::kCommunicator;
-  int32_t blocks = 0;      // of a kernel of ours; 0: as few as it can be
+  int32_t blocks = 0;       // of a kernel of ours; 0: as few as it can be
   double microseconds = 0;  // 0: not measured
 };
 const char* to_string(SumChoice::Way way);

@@ -42,8 +42,8 @@ std::vector<SumChoice> choices_of(const Json& json, const char* key, const std::
     one.microseconds = fields.required_number("microseconds", 0, 1e9);
     const std::string way = fields.string("way").value_or("");
     bool known = false;
-    for (const auto named : {SumChoice::Way::kCommunicator, SumChoice::Way::kOneShot,
-                             SumChoice::Way::kTwoShots}) {
+    for (const auto named :
+         {SumChoice::Way::kCommunicator, SumChoice::Way::kOneShot, SumChoice::Way::kTwoShots}) {
       if (way != to_string(named)) continue;
       one.way = named;
       known = true;

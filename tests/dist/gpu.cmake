@@ -15,6 +15,18 @@ if(TRIREME_HAVE_CUDA)
       ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
   endforeach()
 
+  add_executable(gpu_smollm2_mpi_test gpu_smollm2_mpi_test.cc)
+  target_link_libraries(gpu_smollm2_mpi_test PRIVATE trireme_test_model trireme_parallel_mpi
+                        GTest::gtest)
+  add_dependencies(gpu_tests gpu_smollm2_mpi_test)
+  foreach(ranks 1 2 4)
+    add_test(NAME gpu_smollm2_mpi_test_${ranks}
+             COMMAND ${PROJECT_SOURCE_DIR}/launch/mpirun -n ${ranks}
+                     $<TARGET_FILE:gpu_smollm2_mpi_test>)
+    set_tests_properties(gpu_smollm2_mpi_test_${ranks} PROPERTIES TIMEOUT 240 LABELS "gpu;mpi"
+      SKIP_RETURN_CODE 77
+      ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
+  endforeach()
   add_executable(gpu_engine_mpi_test gpu_engine_mpi_test.cc)
   target_link_libraries(gpu_engine_mpi_test PRIVATE trireme_test_engine GTest::gtest)
   target_compile_definitions(gpu_engine_mpi_test PRIVATE

@@ -1,6 +1,6 @@
-// A served model on GPUs, one rank a GPU: the same tokens whether a step is launched before the last
-// one's tokens are known or after, and whichever way the ranks' sums are made. A plain program for
-// 1, 2 or 4 ranks under launch/mpirun; exits with 77 where a rank has no GPU of its own.
+// A served model on GPUs, one rank a GPU: the same tokens whether a step is launched before the
+// last one's tokens are known or after, and whichever way the ranks' sums are made. A plain program
+// for 1, 2 or 4 ranks under launch/mpirun; exits with 77 where a rank has no GPU of its own.
 #include <cstdio>
 #include <cstdlib>
 #include <map>

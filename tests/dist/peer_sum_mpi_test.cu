@@ -26,7 +26,7 @@ __host__ __device__ inline float term_of(uint64_t sum, int rank, int i) {
 }
 
 struct State {
-  uint64_t sum = 0;      // number of the sum
+  uint64_t sum = 0;  // number of the sum
   uint64_t mismatches = 0;
 };
 
@@ -141,7 +141,7 @@ int run(PeerWorld& world, uint64_t sums) {
 int main(int argc, char** argv) {
   const auto world = trireme::make_peer_world(argc, argv, 4096 * 2);
   if (world == nullptr) return 77;
-  const uint64_t sums = argc > 1 ? std::strtoull(argv[1], nullptr, 10)
-                                 : (world->shares_gpus() ? 2'000 : 1'000'000);
+  const uint64_t sums =
+      argc > 1 ? std::strtoull(argv[1], nullptr, 10) : (world->shares_gpus() ? 2'000 : 1'000'000);
   return world->agree(trireme::cuda::run(*world, sums));
 }

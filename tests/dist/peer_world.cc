@@ -16,7 +16,8 @@ namespace {
 
 class MpiPeerWorld final : public PeerWorld {
  public:
-  MpiPeerWorld(int& argc, char**& argv) : environment_(&argc, &argv), host_(environment_.make_control()) {}
+  MpiPeerWorld(int& argc, char**& argv)
+      : environment_(&argc, &argv), host_(environment_.make_control()) {}
 
   bool start(int64_t row_bytes) {
     int gpus = 0;
@@ -38,7 +39,8 @@ class MpiPeerWorld final : public PeerWorld {
     const char* given = std::getenv("TRIREME_TEST_SEED");
     seed_ = given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
     host_->broadcast(std::as_writable_bytes(std::span(&seed_, 1)), 0);
-    if (host_->rank() == 0) std::printf("TRIREME_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
+    if (host_->rank() == 0)
+      std::printf("TRIREME_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed_));
     return true;
   }
 

@@ -42,7 +42,14 @@ void EngineWorld::serve(std::unique_ptr<Communicator> control, const InstanceOpt
   const bool first = control->rank() == 0;
   std::unique_ptr<Instance> instance;
   try {
-    instance = std::make_unique<Instance>(std::move(control), options);
+    if (options.device == "cuda") {  // one rank, as a process of its own is
+      int argc = 0;
+      char** argv = nullptr;
+      const MpiEnvironment alone(&argc, &argv);
+      instance = std::make_unique<Instance>(alone, options);
+    } else {
+      instance = std::make_unique<Instance>(std::move(control), options);
+    }
   } catch (...) {
     if (!first) return;
     const std::lock_guard lock(mutex_);

@@ -1,15 +1,12 @@
 // The real SmolLM2-135M-Instruct (Q4_1): 64 greedy tokens on 20 prompts against a float32 reference
-// run, tests/fixtures/smollm2/expected.json. The file is TRIREME_SMOLLM2, or where
-// launch/fetch_model puts it.
+// run (tests/support/smollm2.h).
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "tests/support/model_runner.h"
+#include "tests/support/smollm2.h"
 
 namespace trireme {
 namespace {
@@ -24,37 +21,6 @@ constexpr float kLogitTolerance = 0.02f;  // on the reference's five best logits
 // instruction set's rounding.
 constexpr int kFollowed = 576;
 
-struct Prompt {
-  std::string name;
-  std::vector<int32_t> ids, greedy;
-  std::vector<float> margins;
-  std::vector<std::vector<float>> top5;
-  std::vector<std::vector<int32_t>> top5_ids;
-};
-
-std::string model_path() {
-  const char* given = std::getenv("TRIREME_SMOLLM2");
-  if (given != nullptr) return given;
-  return TRIREME_FIXTURES "/../../.cache/models/SmolLM2-135M-Instruct.Q4_1.gguf";
-}
-
-std::vector<Prompt> prompts() {
-  std::ifstream in(TRIREME_FIXTURES "/smollm2/expected.json");
-  const auto json = nlohmann::json::parse(in);
-  std::vector<Prompt> prompts;
-  for (const auto& item : json.at("prompts")) {
-    Prompt prompt;
-    item.at("name").get_to(prompt.name);
-    item.at("ids").get_to(prompt.ids);
-    item.at("greedy").get_to(prompt.greedy);
-    item.at("margins").get_to(prompt.margins);
-    item.at("top5").get_to(prompt.top5);
-    item.at("top5_ids").get_to(prompt.top5_ids);
-    prompts.push_back(std::move(prompt));
-  }
-  return prompts;
-}
-
 struct Layout {
   const char* name;
   int tensor;
@@ -66,11 +32,11 @@ void PrintTo(const Layout& layout, std::ostream* out) { *out << layout.name; }
 class SmolLm2 : public testing::TestWithParam<Layout> {
  protected:
   void SetUp() override {
-    if (!std::filesystem::exists(model_path())) {
+    if (!std::filesystem::exists(smollm2_path())) {
       GTEST_SKIP() << "SmolLM2 is not here: run launch/fetch_model, or set TRIREME_SMOLLM2";
     }
-    source_ = open_model(model_path());
-    prompts_ = prompts();
+    source_ = open_model(smollm2_path());
+    prompts_ = smollm2_prompts();
     ASSERT_EQ(prompts_.size(), 20u);
     options_.layout.stages.assign(static_cast<size_t>(GetParam().pipeline), {GetParam().tensor, 0});
     options_.isa = best_cpu_isa();
@@ -79,7 +45,7 @@ class SmolLm2 : public testing::TestWithParam<Layout> {
   }
 
   std::unique_ptr<WeightSource> source_;
-  std::vector<Prompt> prompts_;
+  std::vector<SmolLm2Prompt> prompts_;
   RunOptions options_;
 };
 
@@ -88,7 +54,7 @@ TEST_P(SmolLm2, ChoosesTheReferencesTokens) {
   float worst = 0.0f;
   int compared = 0, differing = 0;
   run_model(*source_, options_, [&](ModelRank& model, int rank) {
-    for (const Prompt& prompt : prompts_) {
+    for (const SmolLm2Prompt& prompt : prompts_) {
       std::vector<int32_t> tokens = prompt.ids;
       tokens.insert(tokens.end(), prompt.greedy.begin(), prompt.greedy.end() - 1);
       model.restart(0);

@@ -172,8 +172,8 @@ std::vector<int32_t> choose_on_gpu(const std::vector<Case>& cases, int ranks) {
       ASSERT_TRUE(sampler.can_queue(rows));
       for (int round = 0; round < 5; ++round) {  // more than may be on their way at a time
         const Buffer values = backend.upload(logits);
-        const uint64_t number = sampler.queue(
-            matrix_f32(values.as<float>(), count, part.count), rows, slots);
+        const uint64_t number =
+            sampler.queue(matrix_f32(values.as<float>(), count, part.count), rows, slots);
         while (!sampler.done(number)) std::this_thread::yield();
         std::vector<int32_t> tokens;
         sampler.take(number, tokens);
