@@ -11,9 +11,9 @@ class WarmUp {
  public:
   WarmUp(Worker& worker, Backend& backend, const WarmUpSizes& sizes)
       : worker_(worker), backend_(backend), sizes_(sizes) {
-    worker_.stand_alone(true);
+    worker_.omit_edges(true);
   }
-  ~WarmUp() { worker_.stand_alone(false); }
+  ~WarmUp() { worker_.omit_edges(false); }
   WarmUp(const WarmUp&) = delete;
   WarmUp& operator=(const WarmUp&) = delete;
 

@@ -292,14 +292,17 @@ bool Worker::State::queue_sampling(LaunchedStep& launch) {
     launch.rows.push_back({one.result, slots[slot].admission, position});
     slots.queued(slot, position);
   }
+  StepTimer* timer = backend.step_timer();
+  if (timer != nullptr) timer->stamp(DevicePart::kSample);
   launch.number = sampler->queue(decoder.logits(logit_tokens), sample_rows, sample_slots);
+  if (timer != nullptr) timer->stamp(DevicePart::kNothing);
   return true;
 }
 
 // Samples, or has the device choose.
 void Worker::State::take_tokens(const StepPlan& plan, LaunchedStep& launch) {
   const bool queued = queue_sampling(launch);
-  launch.told = !alone && tokens_back->on_device(plan);
+  launch.told = !omits_edges && tokens_back->on_device(plan);
   if (launch.told) {
     if (!queued) fail(ErrorCode::kInternal, "step {}: tokens are not on the device", plan.step);
     tokens_back->tell_chosen();
@@ -426,10 +429,10 @@ void Worker::State::prepare(const StepPlan& plan, LaunchedStep& launch) {
   const SpanScope span(config.spans, SpanKind::kPrepare);
   step = plan.step;
   check(plan);
-  if (!alone) tokens_back->begin(plan.step);
+  if (!omits_edges) tokens_back->begin(plan.step);
   slots.apply(plan);
   build_batch(plan);
-  if (!alone) tokens_back->expect(plan);
+  if (!omits_edges) tokens_back->expect(plan);
   logit_tokens.clear();
   if (!spare.empty()) {
     launch = std::move(spare.back());
@@ -455,7 +458,6 @@ void Worker::finish(StepResult& result) { state_->finish(result); }
 void Worker::settle() { state_->tokens_back->settle(); }
 
 void Worker::omit_edges(bool omit) { state_->omits_edges = omit; }
-void Worker::stand_alone(bool alone) { state_->alone = state_->omits_edges = alone; }
 void Worker::replace_cache(KvCache cache) { state_->cache = std::move(cache); }
 bool Worker::samples() const { return state_->world.last_stage(); }
 Decoder& Worker::decoder() { return state_->decoder; }

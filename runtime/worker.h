@@ -45,8 +45,9 @@ class Worker {
   // No step is in flight any more: takes in what ranks still have to tell of the last ones.
   void settle();
 
-  // For measurements of a stage by itself: activations are neither received nor sent, and the
-  // results of such steps mean nothing. The decoder has more of that kind.
+  // For measurements of a stage by itself, and for warm-up: activations are neither received nor
+  // sent, nor are the tokens told, and the results of such steps mean nothing. The decoder has more
+  // of that kind.
   void omit_edges(bool omit);
   Decoder& decoder();
   const StageEdge& edge() const;
@@ -55,8 +56,6 @@ class Worker {
   // Before the first request, and with another cache than that of the constructor: what was
   // recorded with the old one must have been forgotten (Backend::forget_recorded).
   void replace_cache(KvCache cache);
-  // For warm_up: steps take no part in what passes between stages, neither activations nor tokens.
-  void stand_alone(bool alone);
   bool samples() const;  // this rank is of the last stage
 
   // Ranks other than 0: sleeps at the doorbell, receives plans and executes them, returns results
