@@ -102,7 +102,6 @@ struct Worker::State {
   std::unique_ptr<TokenReturn> tokens_back;
   uint64_t step = 0;  // for messages
   bool omits_edges = false;
-  bool alone = false;                 // and tells no tokens
   std::deque<LaunchedStep> launched;  // not finished yet, the oldest first
   std::vector<LaunchedStep> spare;    // for reuse
 
