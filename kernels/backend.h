@@ -224,12 +224,10 @@ class Backend {
   // Decode rows (count 1 each) that a step of `rows` such rows should be padded to, so that
   // repeat() finds the same work again.
   virtual int64_t padded_rows(int64_t rows) const { return rows; }
-  // Steps of more rows than this are never recorded; 0: none are.
-  virtual int64_t most_recorded_rows() const { return 0; }
   // Does `work`, a fixed sequence of ops on fixed views for `rows` decode rows. A backend may
   // record it at the first call with a key and replay it later without calling `work`.
   virtual void repeat(const RepeatKey& /*key*/, const std::function<void()>& work) { work(); }
-  // Memory that recorded work names is about to go: all of it is recorded anew.
+  // What was recorded is recorded anew: views that it names are no longer valid.
   virtual void forget_recorded() {}
 
   // out[i] = row tokens[i] - vocab_begin of table, or zeros where that row is not of this slice;

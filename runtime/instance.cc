@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <optional>
 #include <utility>
 
 #include "base/error.h"
@@ -13,11 +14,11 @@
 #include "runtime/instance_memory.h"
 #include "runtime/instance_phase.h"
 #include "runtime/instance_tokenizer.h"
-#include "runtime/largest_steps.h"
 #include "runtime/memory.h"
 #include "runtime/model/activation_flow.h"
 #include "runtime/model/stage_costs.h"
 #include "runtime/profiles.h"
+#include "runtime/warm_up.h"
 
 namespace trireme {
 namespace {
@@ -27,11 +28,6 @@ constexpr int32_t kLeastContext = 256;
 // What a rank takes besides: message buffers, the backend's scratch, the process itself.
 constexpr int64_t kProcessBytes = 32 << 20;
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
-// Of a GPU's memory, before a start: libraries' kernels, recorded graphs, NCCL's buffers. A guess
-// that only decides whether loading is begun.
-constexpr int64_t kDeviceGuess = 512 << 20;
-// And once the largest steps have run: kernels and sampling buffers that they did not need.
-constexpr int64_t kDeviceMargin = 256 << 20;
 // What a recorder holds at most: 160 MB of spans, and 100 MB of rows.
 constexpr uint64_t kMostSpans = uint64_t{4} << 20;
 constexpr uint64_t kMostRows = uint64_t{2} << 20;
@@ -101,12 +97,12 @@ struct Instance::State {
   void open();
   void start_recording();
   void plan_memory();
-  void load();
-  void divide_device();
   void limit_context();
+  KvCache make_cache(const std::vector<int32_t>& blocks);
+  void measure_memory();
+  void load();
   void report() const;
   MemoryNeeds memory_needs() const;
-  std::unique_ptr<KvCache> make_cache(const std::vector<int32_t>& blocks) const;
   ModelShape shape_of_model() const;
   std::string fitting_layout(int64_t memory) const;
   DecoderWeights load_with_progress();
@@ -129,10 +125,11 @@ struct Instance::State {
   KvGroups groups;
   KvPoolConfig kv_pool;
   DType kv_dtype = DType::kF32;
-  int64_t device_free = 0;  // before anything of the model was allocated
   int64_t weight_size = 0;
   int64_t scratch_size = 0;
   int64_t kv_size = 0;
+  int64_t scratch_taken = 0;  // of a GPU's memory, before the largest steps
+  MemoryNeeds needs;
   std::unique_ptr<RequestLog> requests;
   std::unique_ptr<Worker> worker;
   std::unique_ptr<Engine> engine;
@@ -269,9 +266,9 @@ std::string Instance::State::fitting_layout(int64_t memory) const {
 
 MemoryNeeds Instance::State::memory_needs() const {
   const ModelConfig& config = source->config();
-  MemoryNeeds needs;
-  needs.weights = trireme::weight_bytes(*source, world.layout, world.rank, *backend);
-  needs.scratch =
+  MemoryNeeds found;
+  found.weights = trireme::weight_bytes(*source, world.layout, world.rank, *backend);
+  found.scratch =
       kProcessBytes +
       Decoder::scratch_bytes(config, world.layout, world.rank, *backend, scheduler.token_budget,
                              std::min<int64_t>(scheduler.token_budget, backend->max_logit_rows())) +
@@ -280,10 +277,9 @@ MemoryNeeds Instance::State::memory_needs() const {
                                 world.last_stage() ? world.shard().vocab.count : 0}) +
       ActivationFlow::bytes(*backend, !world.first_stage(), !world.last_stage(),
                             scheduler.token_budget, config.hidden);
-  needs.kv_memory = options.kv_memory;
-  needs.device = backend->device_memory();
-  needs.reserve = kDeviceGuess;
-  if (gpu) needs.advice = fitting_layout(needs.device->total);
+  found.kv_memory = options.kv_memory;
+  found.device = backend->device_memory();
+  if (gpu) found.advice = fitting_layout(found.device->total);
   const int32_t least =
       options.max_context > 0 ? options.max_context : std::min(kLeastContext, config.max_context);
   const auto blocks_for = [&](int64_t tokens) {
@@ -291,20 +287,19 @@ MemoryNeeds Instance::State::memory_needs() const {
   };
   for (size_t g = 0; g < groups.windows.size(); ++g) {
     const int window = groups.windows[g];
-    needs.block_bytes.push_back(KvCache::block_bytes(
+    found.block_bytes.push_back(KvCache::block_bytes(
         config, groups, static_cast<int>(g), world.layout.stage(world.rank).layers,
         static_cast<int>(world.shard().kv_heads.count), kv_dtype, options.block_size));
     const int64_t each = blocks_for(kept_tokens(window, scheduler.max_context, scheduler)) + 1;
-    needs.wanted_blocks.push_back(
+    found.wanted_blocks.push_back(
         static_cast<int32_t>(std::min(kMostBlocks, each * slot_count(scheduler))));
-    needs.least_blocks.push_back(
+    found.least_blocks.push_back(
         static_cast<int32_t>(blocks_for(kept_tokens(window, least, scheduler)) + 1));
   }
-  return needs;
+  return found;
 }
 
 void Instance::State::plan_memory() {
-  MemoryNeeds needs;
   together(*world.control, [&] {
     groups = kv_groups(source->config());
     needs = memory_needs();
@@ -316,13 +311,9 @@ void Instance::State::plan_memory() {
   kv_pool.blocks = agree_on_kv_blocks(*world.control, needs);
   weight_size = needs.weights;
   scratch_size = needs.scratch;
-  if (needs.device) {
-    device_free = needs.device->free;
-  } else {
-    limit_context();
-  }
 }
 
+// A context is no longer than what the KV cache holds.
 void Instance::State::limit_context() {
   for (size_t g = 0; g < groups.windows.size(); ++g) {
     if (groups.windows[g] != 0) continue;
@@ -331,51 +322,39 @@ void Instance::State::limit_context() {
   }
 }
 
-std::unique_ptr<KvCache> Instance::State::make_cache(const std::vector<int32_t>& blocks) const {
-  return std::make_unique<KvCache>(source->config(), groups, world.layout.stage(world.rank).layers,
-                                   static_cast<int>(world.shard().kv_heads.count), kv_dtype,
-                                   options.block_size, blocks, *backend);
+KvCache Instance::State::make_cache(const std::vector<int32_t>& blocks) {
+  return {source->config(),
+          groups,
+          world.layout.stage(world.rank).layers,
+          static_cast<int>(world.shard().kv_heads.count),
+          kv_dtype,
+          options.block_size,
+          blocks,
+          *backend};
 }
 
-// The KV cache gets what weights and the largest steps have left of the GPU, but for a margin. The
-// steps run with a cache of one block, which goes when its successor is there.
-void Instance::State::divide_device() {
-  const int64_t trial_kv = kv_size;
-  const auto begin = std::chrono::steady_clock::now();
-  try {
-    run_largest_steps(
-        *worker,
-        largest_steps(scheduler, source->config(), groups.windows.size(), options.block_size,
-                      recorded_sizes(*backend, most_decode_rows(scheduler))));
-    backend->synchronize();
-  } catch (const std::exception& error) {
-    const std::string what =
-        fmt::format("the largest step ({} tokens, {} sequences) was tried: {}",
-                    scheduler.token_budget, slot_count(scheduler), error.what());
-    abort_world(world, 0, what.c_str());
-    const auto* known = dynamic_cast<const Error*>(&error);
-    fail(known != nullptr ? known->code() : ErrorCode::kInternal, "{}", what);
-  }
-  if (world.rank == 0) {
-    log::info("the largest steps were tried in {:.1f} s",
-              std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-  }
-  MemoryNeeds needs;
-  together(*world.control, [&] {
-    needs = memory_needs();
-    needs.device->free += trial_kv;
-    needs.weights = weight_size;
-    needs.taken = std::max(weight_size, device_free - needs.device->free);
-    needs.scratch = scratch_size = needs.taken - weight_size;
-    needs.reserve = kDeviceMargin;
-  });
+// The largest steps run with a KV cache of a block; what is free then is the KV cache's.
+void Instance::State::measure_memory() {
+  WarmUpSizes sizes;
+  sizes.max_tokens = scheduler.token_budget;
+  sizes.max_chunk = std::min(scheduler.max_chunk, scheduler.max_context);
+  sizes.slots = slot_count(scheduler);
+  sizes.block_size = options.block_size;
+  sizes.kv_groups = groups.windows.size();
+  sizes.vocab = static_cast<int32_t>(source->config().vocab);
+  const int64_t before = backend->device_memory()->free + scratch_taken;
+  warm_up_largest(*worker, *backend, sizes);
+  needs.device = backend->device_memory();
+  needs.measured = true;
+  needs.weights = needs.scratch = 0;
+  scratch_size = before - needs.device->free;
   kv_pool.blocks = agree_on_kv_blocks(*world.control, needs);
-  limit_context();
-  together(*world.control, [&] {
-    auto cache = make_cache(kv_pool.blocks);
-    kv_size = cache->bytes();
-    worker->set_cache(std::move(*cache));
-  });
+  backend->forget_recorded();
+  std::optional<KvCache> cache;
+  together(*world.control, [&] { cache.emplace(make_cache(kv_pool.blocks)); });
+  kv_size = cache->bytes();
+  worker->replace_cache(std::move(*cache));
+  warm_up_all_sizes(*worker, *backend, sizes);
 }
 
 DecoderWeights Instance::State::load_with_progress() {
@@ -400,13 +379,14 @@ DecoderWeights Instance::State::load_with_progress() {
 
 void Instance::State::load() {
   const ModelConfig& config = source->config();
-  const bool on_device = backend->device_memory().has_value();
   DecoderWeights weights;
-  std::unique_ptr<KvCache> cache;
+  std::optional<KvCache> cache;
   together(*world.control, [&] {
     weights = load_with_progress();
-    cache = make_cache(on_device ? std::vector<int32_t>(groups.windows.size(), 1) : kv_pool.blocks);
+    const std::vector<int32_t> one(kv_pool.blocks.size(), 1);
+    cache.emplace(make_cache(gpu ? one : kv_pool.blocks));
   });
+  const int64_t free = gpu ? backend->device_memory()->free : 0;
   weight_size = weights.bytes();
   kv_size = cache->bytes();
   WorkerConfig worker_config;
@@ -419,11 +399,15 @@ void Instance::State::load() {
   try {
     worker = std::make_unique<Worker>(config, world, *backend, std::move(weights),
                                       std::move(*cache), worker_config);
+    if (gpu) {
+      scratch_taken = free - backend->device_memory()->free;
+      measure_memory();
+    }
   } catch (const std::exception& error) {  // the other ranks may be waiting for this one
     abort_world(world, 0, error.what());
     throw;
   }
-  if (on_device) divide_device();
+  limit_context();
   together(*world.control, [&] {
     if (world.rank != 0) return;
     const EngineRecord record{spans.get(), requests.get()};
@@ -432,18 +416,18 @@ void Instance::State::load() {
 }
 
 void Instance::State::report() const {
-  const auto device = backend->device_memory();
-  report_memory(*world.control,
-                {weight_size, scratch_size, kv_size, device ? device->free : int64_t{-1}});
-  if (world.rank != 0) return;
+  if (world.rank != 0 && !gpu) return;
   int64_t tokens = INT64_MAX;
   for (size_t g = 0; g < kv_pool.blocks.size(); ++g) {
     if (groups.windows[g] == 0) {
       tokens = std::min(tokens, int64_t{kv_pool.blocks[g]} * kv_pool.block_size);
     }
   }
-  log::info("backend {}; KV cache in {}{}", backend->description(), to_string(kv_dtype),
-            tokens == INT64_MAX ? "" : fmt::format(", for {} tokens on every rank", tokens));
+  log::info("backend {}; weights {}, workspace {} and KV cache {} ({}) on rank {}",
+            backend->description(), format_bytes(weight_size), format_bytes(scratch_size),
+            format_bytes(kv_size), to_string(kv_dtype), world.rank);
+  if (tokens != INT64_MAX) log::info("KV capacity {} tokens", tokens);
+  if (world.rank != 0) return;
   log::info("profile {}: budget {} tokens a step, {} sequences, context {}, {} steps in flight{}",
             options.profile, scheduler.token_budget, slot_count(scheduler), scheduler.max_context,
             scheduler.steps_in_flight, scheduler.look_ahead ? ", looking ahead" : "");

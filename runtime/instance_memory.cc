@@ -7,7 +7,6 @@
 #include <string>
 
 #include "base/error.h"
-#include "base/log.h"
 #include "runtime/instance_phase.h"
 #include "runtime/memory.h"
 
@@ -16,6 +15,11 @@ namespace {
 
 // Of what is left after weights and scratch, KV takes this much unless told otherwise.
 constexpr double kKvShare = 0.5;
+// On a GPU nothing else runs: KV takes all that the rest leaves. Before loading the rest is known in
+// part: libraries, graphs and communication buffers are guessed. After the largest steps have run
+// it is measured, and a margin is kept for what comes later (graphs of other sizes).
+constexpr int64_t kDeviceGuess = int64_t{1} << 30;
+constexpr int64_t kDeviceMargin = int64_t{384} << 20;
 
 struct RankAccount {
   char host[64] = {};
@@ -61,8 +65,7 @@ RankAccount account_of(const MemoryNeeds& needs) {
   account.host_available = limits.host;
   account.process_available = limits.process;
   if (needs.device) {
-    account.device_available =
-        std::max<int64_t>(0, needs.device->free + needs.taken - needs.reserve);
+    account.device_available = needs.device->free - (needs.measured ? kDeviceMargin : kDeviceGuess);
   }
   return account;
 }
@@ -130,7 +133,7 @@ void check_device(size_t rank, const RankAccount& account, const MemoryNeeds& ne
 double holdable(const RankAccount& account, const HostAccount& host, int64_t kv_memory) {
   double budget = static_cast<double>(kv_memory);
   if (kv_memory <= 0 && account.on_device()) {
-    budget = static_cast<double>(account.device_available - account.fixed());  // nothing else runs
+    budget = static_cast<double>(account.device_available - account.fixed());
   } else if (kv_memory <= 0) {
     const double host_left = static_cast<double>(host.available - host.fixed()) / host.ranks;
     const auto process_left = static_cast<double>(account.process_available - account.fixed());
@@ -169,21 +172,6 @@ std::vector<int32_t> agree_on_kv_blocks(Communicator& control, const MemoryNeeds
     blocks.push_back(std::max(some, needs.least_blocks[g]));
   }
   return blocks;
-}
-
-void report_memory(Communicator& control, const RankMemory& mine) {
-  std::vector<RankMemory> all(static_cast<size_t>(control.size()));
-  control.all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
-  if (control.rank() != 0) return;
-  for (size_t rank = 0; rank < all.size(); ++rank) {
-    const RankMemory& memory = all[rank];
-    const std::string left = memory.device_free < 0 ? ""
-                                                    : fmt::format(", {} of the GPU free",
-                                                                  format_bytes(memory.device_free));
-    log::info("rank {}: weights {}, workspace {}, KV cache {}{}", rank,
-              format_bytes(memory.weights), format_bytes(memory.workspace), format_bytes(memory.kv),
-              left);
-  }
 }
 
 }  // namespace trireme

@@ -291,14 +291,17 @@ bool Worker::State::queue_sampling(LaunchedStep& launch) {
     launch.rows.push_back({one.result, slots[slot].admission, position});
     slots.queued(slot, position);
   }
+  StepTimer* timer = backend.step_timer();
+  if (timer != nullptr) timer->stamp(DevicePart::kSample);
   launch.number = sampler->queue(decoder.logits(logit_tokens), sample_rows, sample_slots);
+  if (timer != nullptr) timer->stamp(DevicePart::kNothing);
   return true;
 }
 
 // Samples, or has the device choose.
 void Worker::State::take_tokens(const StepPlan& plan, LaunchedStep& launch) {
   const bool queued = queue_sampling(launch);
-  launch.told = tokens_back->on_device(plan);
+  launch.told = !omits_edges && tokens_back->on_device(plan);
   if (launch.told) {
     if (!queued) fail(ErrorCode::kInternal, "step {}: tokens are not on the device", plan.step);
     tokens_back->tell_chosen();
@@ -368,11 +371,6 @@ Worker::Worker(const ModelConfig& model, World& world, Backend& backend, Decoder
 
 Worker::~Worker() = default;
 
-void Worker::set_cache(KvCache cache) {
-  state_->backend.forget_recorded();  // which has the old addresses
-  state_->cache = std::move(cache);
-}
-
 // The next plan may name what was sampled before rank 0 has told it.
 void Worker::State::remember(const StepPlan& plan, const StepResult& result) {
   size_t at = 0;
@@ -430,10 +428,10 @@ void Worker::State::prepare(const StepPlan& plan, LaunchedStep& launch) {
   const SpanScope span(config.spans, SpanKind::kPrepare);
   step = plan.step;
   check(plan);
-  tokens_back->begin(plan.step);
+  if (!omits_edges) tokens_back->begin(plan.step);
   slots.apply(plan);
   build_batch(plan);
-  tokens_back->expect(plan);
+  if (!omits_edges) tokens_back->expect(plan);
   logit_tokens.clear();
   if (!spare.empty()) {
     launch = std::move(spare.back());
@@ -456,22 +454,11 @@ void Worker::launch(const StepPlan& plan) {
 
 void Worker::finish(StepResult& result) { state_->finish(result); }
 
-void Worker::try_step(const StepPlan& plan) {
-  State& state = *state_;
-  launch(plan);
-  StepResult result;
-  while (!state.launched.empty()) {
-    const bool told = state.launched.front().told;
-    state.finish(result);
-    if (!told) state.tokens_back->tell(result);
-  }
-  settle();
-  if (state.config.spans != nullptr) state.config.spans->leave();
-}
-
 void Worker::settle() { state_->tokens_back->settle(); }
 
 void Worker::omit_edges(bool omit) { state_->omits_edges = omit; }
+void Worker::replace_cache(KvCache cache) { state_->cache = std::move(cache); }
+bool Worker::samples() const { return state_->world.last_stage(); }
 Decoder& Worker::decoder() { return state_->decoder; }
 const StageEdge& Worker::edge() const { return state_->edge; }
 uint64_t Worker::last_step() const { return state_->step; }

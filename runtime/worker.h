@@ -21,8 +21,8 @@ struct WorkerConfig {
   int32_t slots = 256;       // slot ids are below this: slot_count() of the scheduler
   int32_t max_tokens = 512;  // as SchedulerConfig::token_budget
   int32_t block_size = 16;
-  bool look_ahead = false;  // as SchedulerConfig::look_ahead
-  int32_t shares = 1;       // as work_shares()
+  bool look_ahead = false;        // as SchedulerConfig::look_ahead
+  int32_t shares = 1;             // as work_shares()
   SpanRecorder* spans = nullptr;  // of this rank's thread, for a trace; must outlive the worker
 };
 
@@ -33,9 +33,6 @@ class Worker {
          KvCache cache, const WorkerConfig& config);
   ~Worker();
 
-  // Other memory for the KV: nothing that was in the old one is needed, no step is under way.
-  void set_cache(KvCache cache);
-
   // This rank's share of one step: receives the previous stage's activations, computes, passes on,
   // samples. Takes part in every collective of the step, and keeps nothing of `plan`. Work on a
   // device may only be queued when it returns. A plan that does not fit the slots and sizes of this
@@ -45,18 +42,21 @@ class Worker {
   // finished. Needs no other rank.
   void finish(StepResult& result);
 
-  // A step by itself, from its launch to its end, whose result nobody wants; on all ranks alike.
-  void try_step(const StepPlan& plan);
-
   // No step is in flight any more: takes in what ranks still have to tell of the last ones.
   void settle();
 
-  // For measurements of a stage by itself: activations are neither received nor sent, and the
-  // results of such steps mean nothing. The decoder has more of that kind.
+  // For measurements of a stage by itself, and for warm-up: activations are neither received nor
+  // sent, nor are the tokens told, and the results of such steps mean nothing. The decoder has more
+  // of that kind.
   void omit_edges(bool omit);
   Decoder& decoder();
   const StageEdge& edge() const;
   uint64_t last_step() const;  // that was launched
+
+  // Before the first request, and with another cache than that of the constructor: what was
+  // recorded with the old one must have been forgotten (Backend::forget_recorded).
+  void replace_cache(KvCache cache);
+  bool samples() const;  // this rank is of the last stage
 
   // Ranks other than 0: sleeps at the doorbell, receives plans and executes them, returns results
   // (tensor rank 0 of the last stage does), until rank 0 ends the world. An error is logged with

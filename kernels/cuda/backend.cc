@@ -209,8 +209,6 @@ int64_t CudaBackend::padded_rows(int64_t rows) const {
   return (rows + step - 1) / step * step;
 }
 
-int64_t CudaBackend::most_recorded_rows() const { return kMostRecordedRows; }
-
 void CudaBackend::forget_recorded() {
   synchronize();
   forget_graphs();

@@ -54,7 +54,6 @@ class CudaBackend final : public Backend {
 
   void begin_step(const StepInputs& inputs) override;
   int64_t padded_rows(int64_t rows) const override;
-  int64_t most_recorded_rows() const override;
   void repeat(const RepeatKey& key, const std::function<void()>& work) override;
   void forget_recorded() override;
 

@@ -36,7 +36,7 @@ uint64_t DeviceLogitRows::choose(std::span<const LogitChoice> wanted) {
   choices.count = wanted.size();
   choices.taken = false;
   const size_t task_bytes = (wanted.size() * sizeof(LogitTask) + 15) / 16 * 16;
-  choices.tasks.reserve(task_bytes, backend_, stream_);
+  choices.tasks.reserve(task_bytes, backend_);
   auto* tasks = reinterpret_cast<LogitTask*>(choices.tasks.host());
   bool draws = false;
   for (size_t i = 0; i < wanted.size(); ++i) {

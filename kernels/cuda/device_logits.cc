@@ -11,16 +11,14 @@ namespace {
 
 size_t align(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-// Room for a little more, so that growth is rare.
-size_t roomy(size_t bytes) { return align(bytes + bytes / 2); }
+// Room for more, so that growth is rare.
+size_t roomy(size_t bytes) { return align(2 * bytes); }
 
 }  // namespace
 
-void Staged::reserve(size_t bytes, Backend& backend, cudaStream_t stream) {
+void Staged::reserve(size_t bytes, Backend& backend) {
   if (bytes <= device_.size()) return;
-  TRIREME_CUDA(cudaStreamSynchronize(stream));
-  host_.reset();
-  device_ = {};
+  if (!device_.empty()) outgrown_.emplace_back(std::move(host_), std::move(device_));
   const size_t size = roomy(bytes);
   void* memory = nullptr;
   TRIREME_CUDA(cudaMallocHost(&memory, size));
@@ -44,8 +42,7 @@ DeviceLogitRows::~DeviceLogitRows() {
 
 void DeviceLogitRows::reserve(Buffer& buffer, size_t bytes, bool zeroed) {
   if (bytes <= buffer.size()) return;
-  TRIREME_CUDA(cudaStreamSynchronize(stream_));
-  buffer = {};
+  if (!buffer.empty()) outgrown_.push_back(std::move(buffer));
   buffer = backend_.allocate(roomy(bytes));
   if (zeroed) TRIREME_CUDA(cudaMemsetAsync(buffer.data(), 0, buffer.size(), stream_));
 }
@@ -108,7 +105,7 @@ void DeviceLogitRows::adjust(std::span<const LogitAdjustment> adjustments) {
   }
   const size_t entries_at = align(adjustments.size() * sizeof(AdjustRow));
   Staged& staged = adjustments_[turn_];
-  staged.reserve(entries_at + most * sizeof(AdjustEntry), backend_, stream_);
+  staged.reserve(entries_at + most * sizeof(AdjustEntry), backend_);
   reserve(raw_, most * sizeof(float));
   auto* adjusted = reinterpret_cast<AdjustRow*>(staged.host());
   auto* entries = reinterpret_cast<AdjustEntry*>(staged.host() + entries_at);
@@ -181,7 +178,7 @@ LogitTask DeviceLogitRows::task_of(const LogitQuestion& question) const {
 // Writes the tasks, family by family, and lays out their results.
 DeviceLogitRows::Layout DeviceLogitRows::plan(std::span<const LogitQuestion> questions) {
   Layout layout;
-  tasks_.reserve(questions.size() * sizeof(LogitTask), backend_, stream_);
+  tasks_.reserve(questions.size() * sizeof(LogitTask), backend_);
   auto* tasks = reinterpret_cast<LogitTask*>(tasks_.host());
   order_.clear();
   int32_t places = 0;
@@ -207,7 +204,7 @@ DeviceLogitRows::Layout DeviceLogitRows::plan(std::span<const LogitQuestion> que
   layout.counts = layout.masses + sums * sizeof(int64_t);
   layout.lists = layout.counts + sums * sizeof(int32_t);
   layout.end = layout.lists + static_cast<size_t>(listed) * sizeof(Candidate);
-  results_.reserve(layout.end, backend_, stream_);
+  results_.reserve(layout.end, backend_);
   const size_t parts = static_cast<size_t>(std::max(logit_parts(logits_.vocab), 1));
   reserve(partial_, questions.size() * parts * sizeof(LogitAnswer));
   reserve(arrivals_, questions.size() * sizeof(uint32_t), true);

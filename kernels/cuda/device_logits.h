@@ -6,6 +6,7 @@
 
 #include <array>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -17,8 +18,9 @@ namespace trireme::cuda {
 // The same number of bytes in page-locked memory and on the device.
 class Staged {
  public:
-  // Both are uninitialized after they grew; waits for the stream before it frees.
-  void reserve(size_t bytes, Backend& backend, cudaStream_t stream);
+  // Both are uninitialized after they grew. What was there before stays until the end: freeing
+  // waits for the whole device, on which kernels may be waiting for other ranks.
+  void reserve(size_t bytes, Backend& backend);
   std::byte* host() const { return host_.get(); }
   std::byte* device() const { return device_.data(); }
 
@@ -28,6 +30,7 @@ class Staged {
   };
   std::unique_ptr<std::byte, Free> host_;
   Buffer device_;
+  std::vector<std::pair<std::unique_ptr<std::byte, Free>, Buffer>> outgrown_;
 };
 
 class DeviceLogitRows final : public LogitRows, public LogitChooser {
@@ -105,6 +108,7 @@ class DeviceLogitRows final : public LogitRows, public LogitChooser {
   uint64_t last_number_ = 0;
   ChosenTokens* chosen_ = nullptr;  // [kInFlight], page-locked
   Buffer answers_;                  // of choose()
+  std::vector<Buffer> outgrown_;    // as in Staged
 };
 
 }  // namespace trireme::cuda

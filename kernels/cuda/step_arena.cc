@@ -35,6 +35,8 @@ StepArena::~StepArena() {
     cudaEventDestroy(staging.done);
     cudaFreeHost(staging.data);
   }
+  for (std::byte* memory : outgrown_host_) cudaFreeHost(memory);
+  for (std::byte* memory : outgrown_) cudaFree(memory);
   cudaFree(device_);
 }
 
@@ -200,8 +202,9 @@ bool StepArena::fit() {
     one.offset = total;
     total += one.capacity;
   }
-  TRIREME_CUDA(cudaStreamSynchronize(stream_));
-  TRIREME_CUDA(cudaFree(device_));
+  TRIREME_CUDA(cudaStreamSynchronize(stream_));  // recorded steps name the old arrays
+  // Freeing would wait for the whole device, on which kernels may be waiting for other ranks.
+  if (device_ != nullptr) outgrown_.push_back(device_);
   device_ = nullptr;
   TRIREME_CUDA(cudaMalloc(reinterpret_cast<void**>(&device_), total));
   device_bytes_ = total;
@@ -215,9 +218,9 @@ void StepArena::copy() {
   turn_ = (turn_ + 1) % staging_.size();
   if (staging.pending) TRIREME_CUDA(cudaEventSynchronize(staging.done));
   if (staging.bytes < total) {
-    TRIREME_CUDA(cudaFreeHost(staging.data));
+    if (staging.data != nullptr) outgrown_host_.push_back(staging.data);
     staging.data = nullptr;
-    staging.bytes = total + total / 2;
+    staging.bytes = 2 * total;
     TRIREME_CUDA(cudaMallocHost(reinterpret_cast<void**>(&staging.data), staging.bytes));
   }
   std::byte* next = staging.data;

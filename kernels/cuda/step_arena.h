@@ -101,6 +101,7 @@ class StepArena {
   int multiprocessors_;
   std::vector<Array> arrays_;
   std::byte* device_ = nullptr;
+  std::vector<std::byte*> outgrown_, outgrown_host_;
   size_t device_bytes_ = 0;
   // Page-locked staging, used in turns so that a copy under way is not overwritten.
   struct Staging {

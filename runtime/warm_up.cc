@@ -1,0 +1,123 @@
+#include "runtime/warm_up.h"
+
+#include <algorithm>
+
+namespace trireme {
+namespace {
+
+constexpr int kPasses = 3;  // a step runs as it is, is recorded, and is replayed
+
+class WarmUp {
+ public:
+  WarmUp(Worker& worker, Backend& backend, const WarmUpSizes& sizes)
+      : worker_(worker), backend_(backend), sizes_(sizes) {
+    worker_.omit_edges(true);
+  }
+  ~WarmUp() { worker_.omit_edges(false); }
+  WarmUp(const WarmUp&) = delete;
+  WarmUp& operator=(const WarmUp&) = delete;
+
+  void prefill(int32_t tokens) {
+    begin();
+    for (int32_t left = std::min(tokens, sizes_.max_tokens), slot = 0;
+         left > 0 && slot < sizes_.slots; ++slot) {
+      const int32_t count = std::min(left, sizes_.max_chunk);
+      add(slot, count, greedy());
+      left -= count;
+    }
+    run();
+  }
+  void decode(int32_t rows) {
+    begin();
+    for (int32_t slot = 0; slot < rows; ++slot) add(slot, 1, greedy());
+    run();
+  }
+  // Rows that take every path of the sampler.
+  void sample(int32_t rows) {
+    begin();
+    for (int32_t slot = 0; slot < rows; ++slot) {
+      SamplingParams params;
+      params.temperature = 1.0f;
+      params.seed = static_cast<uint64_t>(slot);
+      if (slot % 4 == 1) params.top_p = 0.95f;
+      if (slot % 4 == 2) params.top_k = 50;
+      if (slot % 4 == 3) params.min_p = 0.05f;
+      if (slot % 8 == 0) params.logprobs = 5;
+      if (slot % 3 == 0) params.repetition_penalty = 1.1f;
+      add(slot, 1, params);
+    }
+    run();
+  }
+
+ private:
+  static SamplingParams greedy() {
+    SamplingParams params;
+    params.temperature = 0.0f;
+    return params;
+  }
+  void begin() {
+    plan_.clear();
+    plan_.epoch = uint64_t{1} << 63;  // none that an engine counts to
+    plan_.step = ++step_;
+  }
+  void add(int32_t slot, int32_t count, const SamplingParams& sampling) {
+    SlotInit& init = plan_.admitted.emplace_back();
+    init.slot = slot;
+    init.prompt_tokens = count;
+    init.sampling = sampling;
+    init.blocks.resize(sizes_.kv_groups);
+    PlanRow& row = plan_.rows.emplace_back();
+    row.slot = slot;
+    row.count = count;
+    row.sample = true;
+    row.token_begin = static_cast<int32_t>(plan_.tokens.size());
+    for (int32_t i = 0; i < count; ++i) plan_.tokens.push_back((slot * 31 + i) % sizes_.vocab);
+    row.block_begin = static_cast<int32_t>(plan_.blocks.size());
+    row.block_count = (count + sizes_.block_size - 1) / sizes_.block_size;
+    plan_.blocks.resize(plan_.blocks.size() +
+                        static_cast<size_t>(row.block_count) * sizes_.kv_groups);
+  }
+  void run() {
+    worker_.launch(plan_);
+    if (worker_.samples()) worker_.finish(result_);
+    backend_.synchronize();
+  }
+
+  Worker& worker_;
+  Backend& backend_;
+  const WarmUpSizes& sizes_;
+  StepPlan plan_;
+  StepResult result_;
+  uint64_t step_ = uint64_t{1} << 63;
+};
+
+int32_t most_decode_rows(const WarmUpSizes& sizes) {
+  return std::min(sizes.slots, sizes.max_tokens);
+}
+
+}  // namespace
+
+void warm_up_largest(Worker& worker, Backend& backend, const WarmUpSizes& sizes) {
+  WarmUp steps(worker, backend, sizes);
+  steps.prefill(sizes.max_tokens);
+  const int32_t rows = most_decode_rows(sizes);
+  for (int pass = 0; pass < kPasses; ++pass) steps.decode(rows);
+  steps.sample(rows);
+}
+
+void warm_up_all_sizes(Worker& worker, Backend& backend, const WarmUpSizes& sizes) {
+  WarmUp steps(worker, backend, sizes);
+  // As products are told apart by the number of their rows: two sizes from one power of two to the
+  // next.
+  for (int32_t tokens = 32; tokens / 4 * 3 < sizes.max_tokens; tokens *= 2) {
+    steps.prefill(tokens / 4 * 3);
+    steps.prefill(tokens);
+  }
+  for (int32_t rows = 1; rows <= most_decode_rows(sizes); ++rows) {
+    if (backend.padded_rows(rows) != rows && rows != most_decode_rows(sizes)) continue;
+    for (int pass = 0; pass < kPasses; ++pass) steps.decode(rows);
+  }
+  steps.sample(1);
+}
+
+}  // namespace trireme

@@ -1,0 +1,31 @@
+// Steps of made-up rows before the first request. On a device they load kernels, choose the
+// library's algorithms, let scratch grow to its largest and record graphs: what would otherwise
+// happen in the middle of a step, where it takes long and must not wait for the device while other
+// ranks' kernels wait on it. They also show how much memory all that takes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/backend.h"
+#include "runtime/worker.h"
+
+namespace trireme {
+
+struct WarmUpSizes {
+  int32_t max_tokens = 0;  // of a step
+  int32_t max_chunk = 0;   // of one row
+  int32_t slots = 0;
+  int32_t block_size = 0;
+  size_t kv_groups = 1;
+  int32_t vocab = 0;
+};
+
+// Collective over the world: all ranks make the same steps, but no stage waits for another. Every
+// row's KV goes to block 0 of the cache.
+// The largest prefill, the largest decode step, and sampling of every kind.
+void warm_up_largest(Worker& worker, Backend& backend, const WarmUpSizes& sizes);
+// Decode steps and prefills of all sizes that are told apart.
+void warm_up_all_sizes(Worker& worker, Backend& backend, const WarmUpSizes& sizes);
+
+}  // namespace trireme
