@@ -13,6 +13,7 @@
 #include "clients/client.h"
 #include "launch/chat_format.h"
 #include "launch/command.h"
+#include "launch/sampling_flags.h"
 
 namespace trireme {
 namespace {
@@ -24,10 +25,7 @@ struct ChatOptions {
   std::string prompt, system;
   bool raw = false, json = false;
   double wait_s = 10;
-  int32_t max_tokens = 512;
-  float temperature = 0.0f;
-  float top_p = 1.0f;
-  int64_t seed = -1;
+  SamplingFlags sampling;
 };
 
 // Set by Ctrl-C: ends the answer at hand, or the conversation when none is.
@@ -51,6 +49,32 @@ std::string finish_name(v1::FinishReason reason) {
     case v1::FINISH_REASON_ABORTED: return "aborted";
     default: return "error";
   }
+}
+
+// What the flags say, as the wire has it.
+v1::GenerateRequest to_request(const GenerateParams& params) {
+  v1::GenerateRequest request;
+  const SamplingParams& from = params.sampling;
+  v1::SamplingOptions& sampling = *request.mutable_sampling();
+  sampling.set_temperature(from.temperature);
+  sampling.set_top_k(from.top_k);
+  sampling.set_top_p(from.top_p);
+  sampling.set_min_p(from.min_p);
+  sampling.set_repetition_penalty(from.repetition_penalty);
+  sampling.set_presence_penalty(from.presence_penalty);
+  sampling.set_frequency_penalty(from.frequency_penalty);
+  for (const auto& [token, bias] : from.logit_bias) (*sampling.mutable_logit_bias())[token] = bias;
+  sampling.mutable_allowed_tokens()->Assign(from.allowed_tokens.begin(), from.allowed_tokens.end());
+  sampling.mutable_banned_tokens()->Assign(from.banned_tokens.begin(), from.banned_tokens.end());
+  if (params.seed_given) sampling.set_seed(from.seed);
+  v1::StopOptions& stop = *request.mutable_stop();
+  stop.set_max_tokens(from.max_tokens);
+  stop.set_min_tokens(from.min_tokens);
+  for (const std::string& text : params.stop) stop.add_stop(text);
+  stop.mutable_stop_ids()->Assign(from.stop_ids.begin(), from.stop_ids.end());
+  stop.set_include_stop(params.include_stop);
+  stop.set_ignore_eos(params.ignore_eos);
+  return request;
 }
 
 class Conversation {
@@ -79,15 +103,9 @@ class Conversation {
 
  private:
   v1::GenerateRequest request(const std::string& user) const {
-    v1::GenerateRequest request;
+    v1::GenerateRequest request = to_request(options_.sampling.params);
     request.set_text(options_.raw ? user : format_chat(format_, messages_));
-    request.mutable_sampling()->set_temperature(options_.temperature);
-    request.mutable_sampling()->set_top_p(options_.top_p);
-    if (options_.seed >= 0) {
-      request.mutable_sampling()->set_seed(static_cast<uint64_t>(options_.seed));
-    }
-    request.mutable_stop()->set_max_tokens(options_.max_tokens);
-    if (options_.raw) return request;
+    if (options_.raw || options_.sampling.params.ignore_eos) return request;
     // The stop markers are special tokens, which the text leaves out: stop on their ids.
     for (const auto& stop : chat_stops(format_)) {
       const auto ids = client_.tokenize(stop, false);
@@ -198,8 +216,9 @@ int converse(Conversation& conversation) {
   return 0;
 }
 
-int chat(CommandContext& context, const ChatOptions& options) {
+int chat(CommandContext& context, ChatOptions& options) {
   log::init(context.log_level_given ? context.log_level : "warn");
+  read_sampling_lists(options.sampling);
   Client client(options.server);
   client.wait_healthy(std::chrono::milliseconds(static_cast<int64_t>(options.wait_s * 1000)));
   struct sigaction action {};
@@ -221,15 +240,12 @@ void add_chat(CLI::App& app, CommandBody& body) {
   command->add_option("--wait", options->wait_s, "Seconds to wait until the server is healthy")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  command->add_option("--max-tokens", options->max_tokens, "Tokens of one answer at most")
-      ->capture_default_str();
-  command->add_option("--temperature", options->temperature, "0 is greedy")->capture_default_str();
-  command->add_option("--top-p", options->top_p, "Keep the likeliest tokens up to this mass")
-      ->capture_default_str();
-  command->add_option("--seed", options->seed, "Makes sampling repeatable");
   auto* json =
       command->add_flag("--json", options->json, "With --prompt: one JSON object on stdout");
   json->needs("--prompt");
+  options->sampling.params.sampling.temperature = 0.0f;
+  options->sampling.params.sampling.max_tokens = 512;
+  add_sampling_flags(*command, options->sampling);
   command->callback([options, &body] {
     // Under a launcher every rank is started; one talks.
     body = [options](CommandContext& context) {

@@ -71,6 +71,19 @@ class RealServer(unittest.TestCase):
             self.assertEqual(first["token_ids"], alone["token_ids"])
             self.assertEqual(first["text"], alone["text"])
 
+            # Sampling flags mean the same over the wire.
+            for flags in (["--banned-tokens", first["token_ids"][0], "--top-k", 5, "--seed", 3,
+                           "--temperature", 0.9, "--min-p", 0.01],
+                          ["--logit-bias", "30:1000", "--stop-id", 30],
+                          ["--repetition-penalty", 1.3, "--presence-penalty", 0.5,
+                           "--frequency-penalty", 0.5, "--stop", "e", "--include-stop"]):
+                told = chat(server, "--prompt", prompt, "--max-tokens", 32, *flags)
+                same = call_json("generate", "--model", SMOLLM2, "--layout", "tensor=2,pipeline=2",
+                                 "--prompt", prompt, "--max-tokens", 32, *flags, ranks=4)
+                self.assertEqual([told[key] for key in ("token_ids", "text", "finish_reason")],
+                                 [same[key] for key in ("token_ids", "text", "finish_reason")])
+                self.assertNotEqual(told["token_ids"], first["token_ids"])
+
             # A second time the prompt's full blocks come from the prefix cache.
             long = "A story. " * 20
             chat(server, "--prompt", long, "--max-tokens", 4)
