@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "tests/support/errors.h"
 #include "tests/support/model_fixture.h"
 #include "tests/unit/engine_world.h"
 
@@ -28,17 +29,6 @@ Sequence greedy_of(const std::vector<int32_t>& prompt, int max_tokens) {
   sequence.sampling.temperature = 0.0f;
   sequence.sampling.max_tokens = max_tokens;
   return sequence;
-}
-
-template <typename Call>
-ErrorCode code_of(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  ADD_FAILURE() << "no error";
-  return ErrorCode::kInternal;
 }
 
 // With and without look-ahead, where layouts have no stages.
