@@ -1,4 +1,5 @@
 // trireme generate: one prompt in, its continuation out; no server.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -9,6 +10,8 @@
 
 namespace trireme {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 struct GenerateOptions {
   InstanceOptions instance;
@@ -27,14 +30,14 @@ struct Output {
   nlohmann::json logprobs = nlohmann::json::array();
   FinishReason finish = FinishReason::kNone;
   std::string error;
+  Clock::time_point first_token, last_token;
 };
 
 struct Outcome {
   std::vector<Output> outputs;
   nlohmann::json prompt_logprobs = nlohmann::json::array();
   int32_t prompt_tokens = 0, cached_tokens = 0;
-  int64_t generated = 0;      // tokens of all outputs
-  int64_t first_to_come = 0;  // of these, those of the first delta, which no rate counts
+  int64_t generated = 0;  // tokens of all outputs
   double ttft_ms = 0, decode_tokens_per_s = 0;
   uint64_t seed = 0;
 };
@@ -54,60 +57,70 @@ nlohmann::json to_json(const TokenInfo& info) {
   return {{"token", info.token}, {"logprob", info.logprob}, {"top", top}};
 }
 
-// Gives the number of tokens that the delta brought.
-int64_t take(const Delta& delta, Outcome& outcome) {
+void take(const Delta& delta, Outcome& outcome) {
   Output& output = outcome.outputs.at(delta.output);
   output.text += delta.text;
   for (const auto& info : delta.logprobs) output.logprobs.push_back(to_json(info));
   if (delta.output == 0) {
     for (const auto& info : delta.prompt_logprobs) outcome.prompt_logprobs.push_back(to_json(info));
   }
-  if (delta.finish != FinishReason::kNone) {
-    output.finish = delta.finish;
-    output.error = delta.error;
-    outcome.prompt_tokens = delta.prompt_tokens;
-    if (delta.output == 0) outcome.cached_tokens = delta.cached_tokens;
-  }
   // An echoed prompt comes in deltas of its own, with negative indices: text, but no output.
-  if (delta.token_index < 0) return 0;
-  output.token_ids.insert(output.token_ids.end(), delta.token_ids.begin(), delta.token_ids.end());
-  return static_cast<int64_t>(delta.token_ids.size());
+  if (delta.token_index >= 0) {
+    output.token_ids.insert(output.token_ids.end(), delta.token_ids.begin(), delta.token_ids.end());
+  }
+  if (delta.finish == FinishReason::kNone) return;
+  output.finish = delta.finish;
+  output.error = delta.error;
+  output.first_token = delta.first_token;
+  output.last_token = delta.last_token;
+  outcome.prompt_tokens = delta.prompt_tokens;
+  if (delta.output == 0) outcome.cached_tokens = delta.cached_tokens;
+}
+
+// From the times at which tokens were known: on a busy machine they may reach this thread together.
+void take_times(Clock::time_point start, Outcome& outcome) {
+  auto first = Clock::time_point::max(), last = start;
+  int64_t later = 0;  // tokens that follow another one
+  for (const Output& output : outcome.outputs) {
+    const auto count = static_cast<int64_t>(output.token_ids.size());
+    if (count == 0) continue;
+    first = std::min(first, output.first_token);
+    last = std::max(last, output.last_token);
+    outcome.generated += count;
+    later += count - 1;
+  }
+  const auto seconds = [](auto from, auto to) {
+    return std::chrono::duration<double>(to - from).count();
+  };
+  if (outcome.generated > 0) outcome.ttft_ms = 1e3 * seconds(start, first);
+  if (later > 0 && last > first) {
+    outcome.decode_tokens_per_s = static_cast<double>(later) / seconds(first, last);
+  }
 }
 
 // Runs the request. The text of a single output is printed as it comes, unless `json`.
 Outcome run(Frontend& frontend, const GenerateOptions& options) {
-  using Clock = std::chrono::steady_clock;
-  const auto seconds = [](auto from, auto to) {
-    return std::chrono::duration<double>(to - from).count();
-  };
   const GenerateParams& params = options.sampling.params;
   const bool streams = !options.json && params.n == 1;
   Outcome outcome;
   const auto start = Clock::now();
-  auto first = start, last = start;
   const auto stream = frontend.generate(params);
   outcome.outputs.resize(params.n);  // which generate() has checked
   outcome.seed = stream->seed();
   while (!stream->ended()) {
     stream->wait(std::chrono::milliseconds(1000));
     while (auto delta = stream->poll()) {
-      if (const int64_t came = take(*delta, outcome); came > 0) {
-        last = Clock::now();
-        if (outcome.generated == 0) {
-          first = last;
-          outcome.first_to_come = came;
-        }
-        outcome.generated += came;
-      }
+      take(*delta, outcome);
       if (!streams) continue;
       std::fwrite(delta->text.data(), 1, delta->text.size(), stdout);
       // Nobody reads on: the rest need not be computed. main() reports it.
-      if (std::fflush(stdout) != 0) return outcome;
+      if (std::fflush(stdout) != 0) {
+        outcome.generated = static_cast<int64_t>(outcome.outputs[0].token_ids.size());
+        return outcome;
+      }
     }
   }
-  outcome.ttft_ms = outcome.generated == 0 ? 0 : 1e3 * seconds(start, first);
-  const auto later = outcome.generated - outcome.first_to_come;
-  outcome.decode_tokens_per_s = later == 0 ? 0 : static_cast<double>(later) / seconds(first, last);
+  take_times(start, outcome);
   return outcome;
 }
 
