@@ -3,10 +3,14 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <stop_token>
+#include <thread>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -40,6 +44,26 @@ struct Answer {
   int32_t prompt_tokens = 0, cached_tokens = 0;
   bool interrupted = false;  // by the user
   double ttft_ms = 0, tokens_per_s = 0;
+};
+
+// Cancels a stream when the user interrupts it, also while nothing comes from the server.
+class InterruptWatch {
+ public:
+  explicit InterruptWatch(EventStream& events)
+      : thread_([this, &events](const std::stop_token& stop) { watch(stop, events); }) {}
+
+ private:
+  void watch(const std::stop_token& stop, EventStream& events) {
+    std::unique_lock lock(mutex_);
+    while (!interrupted && !stop.stop_requested()) {
+      ended_.wait_for(lock, stop, std::chrono::milliseconds(20), [] { return interrupted.load(); });
+    }
+    if (interrupted) events.cancel();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable_any ended_;
+  std::jthread thread_;
 };
 
 std::string finish_name(v1::FinishReason reason) {
@@ -123,35 +147,22 @@ class Conversation {
     auto first = start, last = start;
     size_t first_count = 0;
     auto events = client_.generate(request);
-    v1::GenerateEvent event;
-    while (events.next(event)) {
-      if (interrupted.exchange(false)) {
-        events.cancel();
-        answer.interrupted = true;
-        break;
-      }
-      if (event.has_accepted()) answer.prompt_tokens = event.accepted().prompt_tokens();
-      if (!event.has_delta()) continue;
-      const auto& delta = event.delta();
-      answer.token_ids.insert(answer.token_ids.end(), delta.token_ids().begin(),
-                              delta.token_ids().end());
-      if (delta.token_ids_size() > 0) {
+    try {
+      const InterruptWatch watch(events);
+      v1::GenerateEvent event;
+      while (!interrupted && events.next(event)) {
+        const size_t before = answer.token_ids.size();
+        take(event, quiet, answer);
+        if (answer.token_ids.size() == before) continue;
         last = Clock::now();
-        if (first_count == 0) {
-          first = last;
-          first_count = answer.token_ids.size();
-        }
+        if (before > 0) continue;
+        first = last;
+        first_count = answer.token_ids.size();
       }
-      answer.text += delta.text();
-      if (!quiet) {
-        std::fwrite(delta.text().data(), 1, delta.text().size(), stdout);
-        std::fflush(stdout);
-      }
-      if (delta.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) continue;
-      answer.finish = finish_name(delta.finish_reason());
-      answer.cached_tokens = delta.usage().cached_tokens();
-      if (!delta.error().empty()) fail(ErrorCode::kInternal, "chat: {}", delta.error());
+    } catch (const Error&) {
+      if (!interrupted) throw;
     }
+    answer.interrupted = interrupted.exchange(false);
     const auto seconds = [](auto from, auto to) {
       return std::chrono::duration<double>(to - from).count();
     };
@@ -159,6 +170,23 @@ class Conversation {
     const auto later = static_cast<double>(answer.token_ids.size() - first_count);
     answer.tokens_per_s = later > 0 ? later / seconds(first, last) : 0;
     return answer;
+  }
+
+  static void take(const v1::GenerateEvent& event, bool quiet, Answer& answer) {
+    if (event.has_accepted()) answer.prompt_tokens = event.accepted().prompt_tokens();
+    if (!event.has_delta()) return;
+    const auto& delta = event.delta();
+    answer.token_ids.insert(answer.token_ids.end(), delta.token_ids().begin(),
+                            delta.token_ids().end());
+    answer.text += delta.text();
+    if (!quiet) {
+      std::fwrite(delta.text().data(), 1, delta.text().size(), stdout);
+      std::fflush(stdout);
+    }
+    if (delta.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) return;
+    answer.finish = finish_name(delta.finish_reason());
+    answer.cached_tokens = delta.usage().cached_tokens();
+    if (!delta.error().empty()) fail(ErrorCode::kInternal, "chat: {}", delta.error());
   }
 
   Client& client_;
@@ -177,8 +205,9 @@ void print_figures(const Answer& answer) {
 
 int ask_once(Conversation& conversation, const ChatOptions& options) {
   const Answer answer = conversation.ask(options.prompt, options.json);
-  const int code = answer.finish == "aborted" && !answer.interrupted ? 1 : 0;
-  if (code != 0) std::fprintf(stderr, "\ntrireme: the server ended the answer\n");
+  const int code = answer.finish == "aborted" ? 1 : 0;
+  if (code != 0 && !answer.interrupted)
+    std::fprintf(stderr, "\ntrireme: the server ended the answer\n");
   if (!options.json) {
     std::printf("\n");
     std::fflush(stdout);

@@ -235,6 +235,27 @@ TEST_P(EngineRun, NothingFollowsAStopId) {
   EXPECT_EQ(world.engine_error(), nullptr);
 }
 
+// A token that is always the likeliest ends the output, but not before min_tokens others: counted
+// from the end of the prompt, also by a resumed sequence.
+TEST_P(EngineRun, MinTokensComeBeforeAStopId) {
+  constexpr int32_t kStop = 5, kOther = 9;
+  EngineWorld world(options_of("tensor=2"));
+  Sequence sequence = random_sequence(4, kVocab, 20, 40, false);
+  sequence.sampling.allowed_tokens = {kStop, kOther};
+  sequence.sampling.logit_bias = {{kStop, 1000.0f}};
+  sequence.sampling.stop_ids = {kStop};
+  sequence.sampling.min_tokens = 7;
+  Sequence resumed = sequence;
+  resumed.tokens.insert(resumed.tokens.end(), 3, kOther);
+  const auto outputs = world.run({sequence, resumed});
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    std::vector<int32_t> expected(i == 0 ? 7 : 4, kOther);
+    expected.push_back(kStop);
+    EXPECT_EQ(outputs[i].tokens, expected);
+    EXPECT_EQ(outputs[i].finish, FinishReason::kStop);
+  }
+}
+
 TEST_P(EngineRun, NothingLeftToSampleEndsOnlyThatSequence) {
   EngineWorld world(options_of("tensor=2"));
   Sequence hopeless = random_sequence(1, kVocab, 8, 10, false);
