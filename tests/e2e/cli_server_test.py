@@ -119,15 +119,16 @@ class RealServer(unittest.TestCase):
             # Ctrl-C ends an answer, also one that waits for its turn, and not the talk.
             with subprocess.Popen([*talk, "--ignore-eos", "--max-tokens", "2000"],
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                  stderr=subprocess.PIPE) as first, \
-                    subprocess.Popen([*talk, "--prompt", "Hello"], stdout=subprocess.PIPE,
-                                     stderr=subprocess.PIPE) as second:
+                                  stderr=subprocess.PIPE) as first:
                 first.stdin.write(b"Tell me a long story.\n")
                 first.stdin.flush()
                 first.stdout.read(40)
-                time.sleep(1)
-                second.send_signal(signal.SIGINT)
-                self.assertEqual(second.wait(10), 1)
+                # The first answer has begun: this one waits behind it.
+                with subprocess.Popen([*talk, "--prompt", "Hello"], stdout=subprocess.PIPE,
+                                      stderr=subprocess.PIPE) as second:
+                    time.sleep(1)
+                    second.send_signal(signal.SIGINT)
+                    self.assertEqual(second.wait(10), 1)
                 self.assertIsNone(first.poll())
                 first.send_signal(signal.SIGINT)
                 first.stdin.write(b"And now?\n")
