@@ -52,9 +52,6 @@ void add_prompt_flags(CLI::App& command, const std::string& text_flag, PromptFla
 // kInvalidArgument, kNotFound.
 void read_prompt(const PromptFlags& prompt, GenerateParams& params);
 
-// --temperature, --top-k, …, --stop, --seed, into `params`.
-void add_sampling_flags(CLI::App& command, GenerateParams& params);
-
 // "512MiB", "2G", "1000000" -> bytes. Throws kInvalidArgument naming `field`.
 int64_t parse_bytes(const std::string& text, const std::string& field);
 

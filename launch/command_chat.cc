@@ -3,16 +3,21 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
+#include <mutex>
 #include <nlohmann/json.hpp>
+#include <stop_token>
+#include <thread>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "clients/client.h"
 #include "launch/chat_format.h"
 #include "launch/command.h"
+#include "launch/sampling_flags.h"
 
 namespace trireme {
 namespace {
@@ -24,10 +29,7 @@ struct ChatOptions {
   std::string prompt, system;
   bool raw = false, json = false;
   double wait_s = 10;
-  int32_t max_tokens = 512;
-  float temperature = 0.0f;
-  float top_p = 1.0f;
-  int64_t seed = -1;
+  SamplingFlags sampling;
 };
 
 // Set by Ctrl-C: ends the answer at hand, or the conversation when none is.
@@ -44,6 +46,26 @@ struct Answer {
   double ttft_ms = 0, tokens_per_s = 0;
 };
 
+// Cancels a stream when the user interrupts it, also while nothing comes from the server.
+class InterruptWatch {
+ public:
+  explicit InterruptWatch(EventStream& events)
+      : thread_([this, &events](const std::stop_token& stop) { watch(stop, events); }) {}
+
+ private:
+  void watch(const std::stop_token& stop, EventStream& events) {
+    std::unique_lock lock(mutex_);
+    while (!interrupted && !stop.stop_requested()) {
+      ended_.wait_for(lock, stop, std::chrono::milliseconds(20), [] { return interrupted.load(); });
+    }
+    if (interrupted) events.cancel();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable_any ended_;
+  std::jthread thread_;
+};
+
 std::string finish_name(v1::FinishReason reason) {
   switch (reason) {
     case v1::FINISH_REASON_STOP: return "stop";
@@ -51,6 +73,32 @@ std::string finish_name(v1::FinishReason reason) {
     case v1::FINISH_REASON_ABORTED: return "aborted";
     default: return "error";
   }
+}
+
+// What the flags say, as the wire has it.
+v1::GenerateRequest to_request(const GenerateParams& params) {
+  v1::GenerateRequest request;
+  const SamplingParams& from = params.sampling;
+  v1::SamplingOptions& sampling = *request.mutable_sampling();
+  sampling.set_temperature(from.temperature);
+  sampling.set_top_k(from.top_k);
+  sampling.set_top_p(from.top_p);
+  sampling.set_min_p(from.min_p);
+  sampling.set_repetition_penalty(from.repetition_penalty);
+  sampling.set_presence_penalty(from.presence_penalty);
+  sampling.set_frequency_penalty(from.frequency_penalty);
+  for (const auto& [token, bias] : from.logit_bias) (*sampling.mutable_logit_bias())[token] = bias;
+  sampling.mutable_allowed_tokens()->Assign(from.allowed_tokens.begin(), from.allowed_tokens.end());
+  sampling.mutable_banned_tokens()->Assign(from.banned_tokens.begin(), from.banned_tokens.end());
+  if (params.seed_given) sampling.set_seed(from.seed);
+  v1::StopOptions& stop = *request.mutable_stop();
+  stop.set_max_tokens(from.max_tokens);
+  stop.set_min_tokens(from.min_tokens);
+  for (const std::string& text : params.stop) stop.add_stop(text);
+  stop.mutable_stop_ids()->Assign(from.stop_ids.begin(), from.stop_ids.end());
+  stop.set_include_stop(params.include_stop);
+  stop.set_ignore_eos(params.ignore_eos);
+  return request;
 }
 
 class Conversation {
@@ -79,15 +127,9 @@ class Conversation {
 
  private:
   v1::GenerateRequest request(const std::string& user) const {
-    v1::GenerateRequest request;
+    v1::GenerateRequest request = to_request(options_.sampling.params);
     request.set_text(options_.raw ? user : format_chat(format_, messages_));
-    request.mutable_sampling()->set_temperature(options_.temperature);
-    request.mutable_sampling()->set_top_p(options_.top_p);
-    if (options_.seed >= 0) {
-      request.mutable_sampling()->set_seed(static_cast<uint64_t>(options_.seed));
-    }
-    request.mutable_stop()->set_max_tokens(options_.max_tokens);
-    if (options_.raw) return request;
+    if (options_.raw || options_.sampling.params.ignore_eos) return request;
     // The stop markers are special tokens, which the text leaves out: stop on their ids.
     for (const auto& stop : chat_stops(format_)) {
       const auto ids = client_.tokenize(stop, false);
@@ -105,35 +147,22 @@ class Conversation {
     auto first = start, last = start;
     size_t first_count = 0;
     auto events = client_.generate(request);
-    v1::GenerateEvent event;
-    while (events.next(event)) {
-      if (interrupted.exchange(false)) {
-        events.cancel();
-        answer.interrupted = true;
-        break;
-      }
-      if (event.has_accepted()) answer.prompt_tokens = event.accepted().prompt_tokens();
-      if (!event.has_delta()) continue;
-      const auto& delta = event.delta();
-      answer.token_ids.insert(answer.token_ids.end(), delta.token_ids().begin(),
-                              delta.token_ids().end());
-      if (delta.token_ids_size() > 0) {
+    try {
+      const InterruptWatch watch(events);
+      v1::GenerateEvent event;
+      while (!interrupted && events.next(event)) {
+        const size_t before = answer.token_ids.size();
+        take(event, quiet, answer);
+        if (answer.token_ids.size() == before) continue;
         last = Clock::now();
-        if (first_count == 0) {
-          first = last;
-          first_count = answer.token_ids.size();
-        }
+        if (before > 0) continue;
+        first = last;
+        first_count = answer.token_ids.size();
       }
-      answer.text += delta.text();
-      if (!quiet) {
-        std::fwrite(delta.text().data(), 1, delta.text().size(), stdout);
-        std::fflush(stdout);
-      }
-      if (delta.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) continue;
-      answer.finish = finish_name(delta.finish_reason());
-      answer.cached_tokens = delta.usage().cached_tokens();
-      if (!delta.error().empty()) fail(ErrorCode::kInternal, "chat: {}", delta.error());
+    } catch (const Error&) {
+      if (!interrupted) throw;
     }
+    answer.interrupted = interrupted.exchange(false);
     const auto seconds = [](auto from, auto to) {
       return std::chrono::duration<double>(to - from).count();
     };
@@ -141,6 +170,23 @@ class Conversation {
     const auto later = static_cast<double>(answer.token_ids.size() - first_count);
     answer.tokens_per_s = later > 0 ? later / seconds(first, last) : 0;
     return answer;
+  }
+
+  static void take(const v1::GenerateEvent& event, bool quiet, Answer& answer) {
+    if (event.has_accepted()) answer.prompt_tokens = event.accepted().prompt_tokens();
+    if (!event.has_delta()) return;
+    const auto& delta = event.delta();
+    answer.token_ids.insert(answer.token_ids.end(), delta.token_ids().begin(),
+                            delta.token_ids().end());
+    answer.text += delta.text();
+    if (!quiet) {
+      std::fwrite(delta.text().data(), 1, delta.text().size(), stdout);
+      std::fflush(stdout);
+    }
+    if (delta.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) return;
+    answer.finish = finish_name(delta.finish_reason());
+    answer.cached_tokens = delta.usage().cached_tokens();
+    if (!delta.error().empty()) fail(ErrorCode::kInternal, "chat: {}", delta.error());
   }
 
   Client& client_;
@@ -159,8 +205,9 @@ void print_figures(const Answer& answer) {
 
 int ask_once(Conversation& conversation, const ChatOptions& options) {
   const Answer answer = conversation.ask(options.prompt, options.json);
-  const int code = answer.finish == "aborted" && !answer.interrupted ? 1 : 0;
-  if (code != 0) std::fprintf(stderr, "\ntrireme: the server ended the answer\n");
+  const int code = answer.finish == "aborted" ? 1 : 0;
+  if (code != 0 && !answer.interrupted)
+    std::fprintf(stderr, "\ntrireme: the server ended the answer\n");
   if (!options.json) {
     std::printf("\n");
     std::fflush(stdout);
@@ -198,8 +245,9 @@ int converse(Conversation& conversation) {
   return 0;
 }
 
-int chat(CommandContext& context, const ChatOptions& options) {
+int chat(CommandContext& context, ChatOptions& options) {
   log::init(context.log_level_given ? context.log_level : "warn");
+  read_sampling_lists(options.sampling);
   Client client(options.server);
   client.wait_healthy(std::chrono::milliseconds(static_cast<int64_t>(options.wait_s * 1000)));
   struct sigaction action {};
@@ -221,15 +269,12 @@ void add_chat(CLI::App& app, CommandBody& body) {
   command->add_option("--wait", options->wait_s, "Seconds to wait until the server is healthy")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  command->add_option("--max-tokens", options->max_tokens, "Tokens of one answer at most")
-      ->capture_default_str();
-  command->add_option("--temperature", options->temperature, "0 is greedy")->capture_default_str();
-  command->add_option("--top-p", options->top_p, "Keep the likeliest tokens up to this mass")
-      ->capture_default_str();
-  command->add_option("--seed", options->seed, "Makes sampling repeatable");
   auto* json =
       command->add_flag("--json", options->json, "With --prompt: one JSON object on stdout");
   json->needs("--prompt");
+  options->sampling.params.sampling.temperature = 0.0f;
+  options->sampling.params.sampling.max_tokens = 512;
+  add_sampling_flags(*command, options->sampling);
   command->callback([options, &body] {
     // Under a launcher every rank is started; one talks.
     body = [options](CommandContext& context) {

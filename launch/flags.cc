@@ -58,7 +58,9 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
       ->group(limits)
       ->capture_default_str();
   const std::string kv = "KV cache";
-  command.add_option("--block-size", options.block_size, "Tokens in a KV block (0: 16 on CPU, 32 on GPU)")
+  command
+      .add_option("--block-size", options.block_size,
+                  "Tokens in a KV block (0: 16 on CPU, 32 on GPU)")
       ->group(kv);
   command.add_option("--kv-dtype", options.kv_dtype, "auto, f32, f16 or bf16")
       ->group(kv)
@@ -80,46 +82,15 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
 }
 
 void add_prompt_flags(CLI::App& command, const std::string& text_flag, PromptFlags& prompt) {
-  auto* group = command.add_option_group("Prompt", "Exactly one of these");
-  group->add_option("--" + text_flag, prompt.text, "The text");
-  group->add_option("--" + text_flag + "-file", prompt.text_file,
-                    "The text from a file (-: stdin)");
-  group->add_option("--tokens", prompt.token_file,
-                    "A file with a JSON list of token ids in place of text (-: stdin)");
-  group->require_option(1);
-}
-
-void add_sampling_flags(CLI::App& command, GenerateParams& params) {
-  SamplingParams& sampling = params.sampling;
-  const std::string group = "Sampling";
-  const auto add = [&](const char* name, auto& target, const char* help) {
-    return command.add_option(name, target, help)->group(group);
+  auto* one = command.add_option_group("");  // without a name --help lists its options as others
+  const auto add = [&](const std::string& name, auto& target, const char* help) {
+    one->add_option("--" + name, target, help)->group("Prompt (exactly one of these)");
   };
-  sampling.temperature = 0.0f;
-  sampling.max_tokens = 128;
-  add("--max-tokens", sampling.max_tokens, "Tokens to generate at most")->capture_default_str();
-  add("--min-tokens", sampling.min_tokens, "Tokens before the output may stop");
-  add("--temperature", sampling.temperature, "0 is greedy")->capture_default_str();
-  add("--top-k", sampling.top_k, "Keep the k likeliest tokens (0: all)");
-  add("--top-p", sampling.top_p, "Keep the likeliest tokens up to this mass");
-  add("--min-p", sampling.min_p, "Keep tokens of at least this part of the best one's probability");
-  add("--repetition-penalty", sampling.repetition_penalty, "Over prompt and output (1: off)");
-  add("--presence-penalty", sampling.presence_penalty, "Over the output (0: off)");
-  add("--frequency-penalty", sampling.frequency_penalty, "Over the output (0: off)");
-  command
-      .add_option_function<uint64_t>(
-          "--seed",
-          [&params](const uint64_t& seed) {
-            params.sampling.seed = seed;
-            params.seed_given = true;
-          },
-          "Makes sampling repeatable")
-      ->group(group);
-  add("--stop", params.stop, "Stop string; may be given several times");
-  add("--stop-id", sampling.stop_ids, "Stop token id; may be given several times");
-  command.add_flag("--ignore-eos", params.ignore_eos, "Do not stop at the model's end token")
-      ->group(group);
-  command.add_flag("--echo", params.echo, "Print the prompt as well")->group(group);
+  add(text_flag, prompt.text, "The text");
+  add(text_flag + "-file", prompt.text_file, "The text from a file (-: stdin)");
+  add("tokens", prompt.token_file,
+      "A file with a JSON list of token ids in place of text (-: stdin)");
+  one->require_option(1);
 }
 
 }  // namespace trireme

@@ -1,4 +1,6 @@
 // trireme: one program, one subcommand for each thing a user does.
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <csignal>
@@ -13,13 +15,36 @@
 #define TRIREME_VERSION "0"
 #endif
 
+namespace {
+
+// Only what may be called in a signal handler.
+extern "C" void end_interrupted(int) {
+  constexpr char kMessage[] = "trireme: interrupted\n";
+  [[maybe_unused]] const auto written = write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
+  _exit(1);
+}
+
+// The program ends with an exit code, never by a signal. serve and chat go on from here.
+void set_signals() {
+  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe or socket is an error
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
+    // nohup and shells' background jobs ignore some: so it stays.
+    if (std::signal(number, end_interrupted) == SIG_IGN) std::signal(number, SIG_IGN);
+  }
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace trireme;
-  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe or socket is an error code, never a signal
+  set_signals();
 
   CLI::App app{
       "Trireme serves large language models across MPI ranks.\n"
       "Start a server with: mpirun -n 4 trireme serve --model PATH"};
+  app.footer(
+      "Results go to stdout (with --json as one object), everything else to stderr. Exit codes:\n"
+      "0 done, 2 usage or bad input, 1 anything else. trireme SUBCOMMAND --help says more.");
   app.name("trireme");
   app.set_version_flag("--version", TRIREME_VERSION);
   app.require_subcommand(1);

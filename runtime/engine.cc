@@ -225,6 +225,8 @@ void Engine::State::hand_out() {
   if (events.empty()) return;
   std::vector<EngineEvent> batch;
   batch.swap(events);
+  const auto now = std::chrono::steady_clock::now();
+  for (EngineEvent& event : batch) event.time = now;
   const std::lock_guard lock(sink_mutex);
   if (sink) sink(std::move(batch));
 }

@@ -2,6 +2,7 @@
 // of everything above it use a scripted one.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -24,6 +25,7 @@ struct EngineEvent {
   std::vector<std::vector<TokenLogprob>> prompt_top;
   int32_t cached_tokens = -1;  // >= 0 once, at first admission
   FinishReason finish = FinishReason::kNone;
+  std::chrono::steady_clock::time_point time;  // when its step's result was known
 };
 
 // A consistent snapshot, refreshed once per step.

@@ -35,7 +35,10 @@ struct Delta {
   std::string stop_text;
   int32_t stop_id = -1;
   std::string error;
-  int32_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;  // valid with finish
+  // Valid with finish. The times are those at which the output's first and last token (prior ones
+  // apart) were known, however late a reader takes them.
+  int32_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;
+  std::chrono::steady_clock::time_point first_token, last_token;
 };
 
 // A reader of one request's outputs: a cursor over the request's record. One thread at a time.

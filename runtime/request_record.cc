@@ -101,10 +101,13 @@ bool RequestRecord::append(int32_t index, const EngineEvent& event, Callbacks& d
   if (event.cached_tokens >= 0) output.cached_tokens = event.cached_tokens;
   if (config_.prompt_logprobs) take_prompt_logprobs(output, event);
   bool matched = false;
+  const size_t prior = index == 0 ? config_.prior.size() : 0;
   // An engine that was asked for no tokens may still sample one.
   if (event.token >= 0 && static_cast<int32_t>(output.tokens.size()) < config_.max_tokens) {
     output.prompt_done = true;
     if (config_.logprobs) output.logprobs.push_back({event.token, event.logprob, event.top});
+    if (output.tokens.size() == prior) output.first_token = event.time;
+    output.last_token = event.time;
     matched = take_token(output, event.token);
   }
   if (matched) {
@@ -312,6 +315,8 @@ void RequestRecord::Reader::take_tokens(const Output& output, Cursor& cursor, si
   delta.prompt_tokens = config.prompt_tokens;
   delta.cached_tokens = output.cached_tokens;
   delta.completion_tokens = size;
+  delta.first_token = output.first_token;
+  delta.last_token = output.last_token;
 }
 
 void RequestRecord::notify(int32_t output, Callbacks& due) {

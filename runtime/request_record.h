@@ -2,6 +2,7 @@
 // thread; any number of readers follow, each with its own cursor, as slowly as they like.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -82,6 +83,7 @@ class RequestRecord {
     std::string stop_text, error;
     int32_t stop_id = -1;
     int32_t cached_tokens = 0;
+    std::chrono::steady_clock::time_point first_token, last_token;  // after the prior ones
     std::optional<StreamingDetokenizer> detokenizer;
     StopStrings stop;
   };

@@ -11,6 +11,7 @@
 #include "parallel/mpi_communicator.h"
 #include "parallel/world.h"
 #include "tests/support/communicator_cases.h"
+#include "tests/support/model_shapes.h"
 
 namespace trireme {
 namespace {
@@ -53,13 +54,7 @@ TEST(Mpi, ManyRandomAllReduces) { check_random_all_reduces(*g_world, 100'000, 20
 // The whole of what a server has: communicators, stage edges and the doorbell, over MPI. Idle ranks
 // use no CPU (2% of a core would be 10 ms here), though Open MPI ranks that wait in MPI would spin.
 TEST(Mpi, WorldSleepsOnItsDoorbell) {
-  const ModelShape model{.layers = 6,
-                         .hidden = 64,
-                         .q_heads = 8,
-                         .kv_heads = 4,
-                         .head_dim = 16,
-                         .ffn = 256,
-                         .vocab = 515};
+  const ModelShape model = small_shape();
   const int size = g_world->size();
   const ParallelLayout layout =
       make_layout(choose_layout(model, even_topology(size, size)), model, size);

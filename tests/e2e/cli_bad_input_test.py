@@ -87,7 +87,16 @@ class BadInput(unittest.TestCase):
                                    ("--presence-penalty", "nan", "presence_penalty"),
                                    ("--frequency-penalty", "9", "frequency_penalty"),
                                    ("--max-tokens", "-1", "max_tokens"),
-                                   ("--stop-id", "100000", "stop_ids")]:
+                                   ("--stop-id", "100000", "stop_ids"), ("--n", "0", "n is 0"),
+                                   ("--n", "1000000", "n is 1000000"), ("--n", "-1", "n is -1"),
+                                   ("--logit-bias", "7:nan", "logit_bias"),
+                                   ("--logit-bias", "7", "--logit-bias"),
+                                   ("--logit-bias", "100000:1", "logit_bias"),
+                                   ("--allowed-tokens", "7,x", "--allowed-tokens"),
+                                   ("--allowed-tokens", "", "--allowed-tokens"),
+                                   ("--allowed-tokens", "100000", "allowed_tokens"),
+                                   ("--banned-tokens", "@nowhere.json", "nowhere.json"),
+                                   ("--logprobs", "1", "--json")]:
             with self.subTest(flag=flag, value=value):
                 self.generate(flag, value, says=field)
 

@@ -2,6 +2,7 @@
 import json
 import math
 import re
+import signal
 import subprocess
 import tempfile
 import unittest
@@ -80,6 +81,47 @@ class Generate(unittest.TestCase):
             for seed in (5, 5, 6))
         self.assertEqual(one["token_ids"], again["token_ids"])
         self.assertNotEqual(one["token_ids"], other["token_ids"])
+
+    def test_n_outputs_are_draws_of_one_request(self):
+        prompt = self.expected["prompts"][3]
+        arguments = ["--temperature", 1.0, "--seed", 5, "--max-tokens", 20]
+        one = self.generate(prompt, *arguments)
+        three = self.generate(prompt, *arguments, "--n", 3, ranks=2)
+        self.assertNotIn("outputs", one)
+        self.assertEqual(len(three["outputs"]), 3)
+        self.assertEqual(three["token_ids"], one["token_ids"])
+        self.assertEqual(three["outputs"][0]["token_ids"], one["token_ids"])
+        self.assertEqual(len({str(output["token_ids"]) for output in three["outputs"]}), 3)
+        for output in three["outputs"]:
+            self.assertEqual(len(output["token_ids"]), 20)
+            self.assertEqual(output["finish_reason"], "length")
+
+    def test_lists_of_tokens(self):
+        prompt = self.expected["prompts"][3]
+        greedy = prompt["greedy"]
+        banned = self.generate(prompt, "--max-tokens", 10, "--banned-tokens", greedy[0])
+        self.assertNotIn(greedy[0], banned["token_ids"])
+        allowed = [greedy[0] ^ 1, 3, 400]
+        for given in (",".join(map(str, allowed)),
+                      f"@{token_file(self.folder.name, allowed, 'list.json')}"):
+            answer = self.generate(prompt, "--max-tokens", 10, "--allowed-tokens", given)
+            self.assertLessEqual(set(answer["token_ids"]), set(allowed))
+        biased = self.generate(prompt, "--max-tokens", 10, "--logit-bias", "9:1000",
+                               "--logit-bias", f"{greedy[0]}:-1.5", ranks=2)
+        self.assertEqual(biased["token_ids"], [9] * 10)
+
+    def test_prompt_logprobs_are_those_of_score(self):
+        prompt = self.expected["prompts"][3]
+        answer = self.generate(prompt, "--max-tokens", 3, "--logprobs", 2, "--prompt-logprobs", 1)
+        tokens = token_file(self.folder.name, prompt["ids"] + answer["token_ids"])
+        score = call_json("score", "--model", self.model, "--tokens", tokens, "--top-k", 2)
+        told = answer["prompt_logprobs"] + answer["logprobs"]
+        self.assertEqual([one["token"] for one in told],
+                         prompt["ids"][1:] + answer["token_ids"])
+        for one, logprob, top in zip(told, score["logprobs"], score["top"]):
+            self.assertAlmostEqual(one["logprob"], logprob, delta=1e-4)
+            self.assertEqual(one["top"][0][0], top[0][0])
+        self.assertEqual([len(one["top"]) for one in answer["logprobs"]], [2, 2, 2])
 
     def test_score_matches_the_reference(self):
         reference = self.expected["logprobs"]
@@ -168,6 +210,29 @@ class RealModel(unittest.TestCase):
             said = process.stderr.read().decode()
             self.assertEqual(process.wait(60), 1)
         self.assertLess(int(re.search(r"prompt \+ (\d+) tokens", said)[1]), 2000, said)
+
+    def test_a_signal_is_an_exit_code(self):
+        line = command(["generate", "--model", SMOLLM2, "--prompt", "Once upon a time",
+                        "--ignore-eos", "--max-tokens", 4000])
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                process.stdout.read(10)
+                process.send_signal(number)
+                self.assertEqual(process.communicate(timeout=60)[1], b"trireme: interrupted\n")
+                self.assertEqual(process.returncode, 1)
+
+    def test_special_tokens_and_stop_strings_stay_where_asked(self):
+        arguments = ["generate", "--model", SMOLLM2, "--prompt",
+                     "<|im_start|>user\nWhat is 2+2? Answer with one number.<|im_end|>\n"
+                     "<|im_start|>assistant\n"]
+        plain = call_json(*arguments)
+        self.assertEqual(plain["finish_reason"], "stop")
+        on = [*arguments, "--ignore-eos", "--max-tokens", len(plain["token_ids"])]
+        self.assertEqual(call_json(*on)["text"], plain["text"])
+        self.assertEqual(call_json(*on, "--keep-special")["text"], plain["text"] + "<|im_end|>")
+        word = plain["text"].split()[0]
+        self.assertEqual(call_json(*arguments, "--stop", word, "--include-stop")["text"],
+                         plain["text"][:plain["text"].index(word) + len(word)])
 
     def test_logs_stay_off_stdout(self):
         done = call("--log-level", "debug", "generate", "--model", SMOLLM2, "--prompt", "Hello",

@@ -1,6 +1,7 @@
 """The server as a process under mpirun: same tokens as generate, signals, ports, idle ranks."""
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -8,7 +9,7 @@ import time
 import unittest
 from pathlib import Path
 
-from program import MODELS, SMOLLM2, Server, call, call_json, command, index
+from program import MODELS, SMOLLM2, TRIREME, Server, call, call_json, command, index
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -71,6 +72,19 @@ class RealServer(unittest.TestCase):
             self.assertEqual(first["token_ids"], alone["token_ids"])
             self.assertEqual(first["text"], alone["text"])
 
+            # Sampling flags mean the same over the wire.
+            for flags in (["--banned-tokens", first["token_ids"][0], "--top-k", 5, "--seed", 3,
+                           "--temperature", 0.9, "--min-p", 0.01],
+                          ["--logit-bias", "30:1000", "--stop-id", 30],
+                          ["--repetition-penalty", 1.3, "--presence-penalty", 0.5,
+                           "--frequency-penalty", 0.5, "--stop", "e", "--include-stop"]):
+                told = chat(server, "--prompt", prompt, "--max-tokens", 32, *flags)
+                same = call_json("generate", "--model", SMOLLM2, "--layout", "tensor=2,pipeline=2",
+                                 "--prompt", prompt, "--max-tokens", 32, *flags, ranks=4)
+                self.assertEqual([told[key] for key in ("token_ids", "text", "finish_reason")],
+                                 [same[key] for key in ("token_ids", "text", "finish_reason")])
+                self.assertNotEqual(told["token_ids"], first["token_ids"])
+
             # A second time the prompt's full blocks come from the prefix cache.
             long = "A story. " * 20
             chat(server, "--prompt", long, "--max-tokens", 4)
@@ -89,6 +103,42 @@ class RealServer(unittest.TestCase):
             self.assertEqual(chat(server, "--prompt", prompt, "--max-tokens", 32)["token_ids"],
                              alone["token_ids"])
         self.assertEqual(wait_gone(ranks), [])
+
+    def test_a_conversation(self):
+        with Server(SMOLLM2, "--kv-memory", "64MiB", "--max-running", 1) as server:
+            talk = [TRIREME, "chat", "--server", server.address, "--wait", "60"]
+            done = subprocess.run([*talk, "--max-tokens", "32"], capture_output=True, timeout=120,
+                                  input=b"My name is Ada. Say hello.\n\nWhat is my name?\n")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            told = re.findall(rb"\((\d+) prompt tokens, (\d+) cached", done.stderr)
+            self.assertEqual(len(told), 2, done.stderr)
+            # The second question brings the first one and its answer along.
+            self.assertGreater(int(told[1][0]), int(told[0][0]) + 16)
+            self.assertGreaterEqual(int(told[1][1]), 32)
+
+            # Ctrl-C ends an answer, also one that waits for its turn, and not the talk.
+            with subprocess.Popen([*talk, "--ignore-eos", "--max-tokens", "2000"],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE) as first:
+                first.stdin.write(b"Tell me a long story.\n")
+                first.stdin.flush()
+                first.stdout.read(40)
+                # The first answer has begun: this one waits behind it.
+                with subprocess.Popen([*talk, "--prompt", "Hello"], stdout=subprocess.PIPE,
+                                      stderr=subprocess.PIPE) as second:
+                    time.sleep(1)
+                    second.send_signal(signal.SIGINT)
+                    self.assertEqual(second.wait(10), 1)
+                self.assertIsNone(first.poll())
+                first.send_signal(signal.SIGINT)
+                first.stdin.write(b"And now?\n")
+                first.stdin.flush()
+                time.sleep(1)
+                first.send_signal(signal.SIGINT)
+                first.stdin.close()
+                self.assertEqual(first.wait(30), 0)
+                told = first.stderr.read()
+                self.assertEqual(told.count(b"aborted"), 2, told)
 
     def test_bench_serve_reports_and_plots(self):
         with Server(SMOLLM2, "--kv-memory", "64MiB") as server, \
@@ -113,6 +163,7 @@ class SmallServer(unittest.TestCase):
     def test_rank_0_ends_a_world_in_good_order(self):
         for number in (signal.SIGTERM, signal.SIGINT):
             with Server(self.model, ranks=2) as server:
+                self.assertIn("layout tensor=2", server.text())  # it was not asked for one
                 ranks = ranks_of(server)
                 os.kill(ranks[0], number)
                 self.assertEqual(server.process.wait(30), 0, server.text())

@@ -6,6 +6,7 @@
 // TRIREME_SOAK_SECONDS (10, of each layout) and TRIREME_SOAK_CLIENTS (200; on a GPU 500) set its
 // size; TRIREME_SOAK_RESULT names a file to which one JSON line is appended.
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -104,6 +105,8 @@ class Server {
 
  private:
   static InstanceOptions options(const SoakCase& soak) {
+    // Memory that hundreds of client threads leave in arenas of their own is not the server's.
+    mallopt(M_ARENA_MAX, 8);
     InstanceOptions options;
     options.model = std::string(TRIREME_FIXTURES) + "/models/llama3";
     options.layout = soak.layout;

@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "runtime/model/gguf.h"
+#include "tests/support/errors.h"
 
 namespace trireme {
 
@@ -126,17 +127,6 @@ inline std::string safetensors_bytes(std::string_view header, size_t data_bytes)
 inline std::string read_bytes(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
-}
-
-// The error that `body` ends with; fails where it ends well. Other exceptions pass through.
-template <typename Body>
-Error error_of(Body body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error;
-  }
-  return Error(ErrorCode::kInternal, "no error was thrown");
 }
 
 }  // namespace trireme

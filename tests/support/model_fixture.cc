@@ -1,5 +1,6 @@
 #include "tests/support/model_fixture.h"
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -26,6 +27,11 @@ std::vector<FixtureEntry> fixture_models(const std::string& fixtures) {
                        folder + item.at("expected").get<std::string>(), item.at("dtype")});
   }
   return entries;
+}
+
+std::string test_name(std::string name) {
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
 }
 
 FixtureEntry fixture_model(const std::string& fixtures, const std::string& name) {

@@ -20,6 +20,9 @@ struct FixtureEntry {
 std::vector<FixtureEntry> fixture_models(const std::string& fixtures);
 FixtureEntry fixture_model(const std::string& fixtures, const std::string& name);
 
+// `name` as GoogleTest wants the name of a case: no dashes.
+std::string test_name(std::string name);
+
 struct ExpectedPrompt {
   std::vector<int32_t> ids;
   std::vector<float> last_logits;

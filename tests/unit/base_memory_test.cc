@@ -9,19 +9,10 @@
 #include "base/buffer.h"
 #include "base/error.h"
 #include "base/mapped_file.h"
+#include "tests/support/errors.h"
 
 namespace trireme {
 namespace {
-
-ErrorCode code_of(const auto& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return ErrorCode::kInternal;
-}
 
 TEST(Buffer, IsAlignedAndWritable) {
   for (const size_t bytes : {size_t{1}, size_t{63}, size_t{4097}, size_t{5} << 20}) {

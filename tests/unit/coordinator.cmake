@@ -6,5 +6,7 @@ endforeach()
 foreach(name coordinator coordinator_server)
   trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_coordinator trireme_client)
 endforeach()
+trireme_test(coordinator_messages_test SOURCES coordinator_messages_test.cc
+             DEPENDS trireme_coordinator)
 trireme_test(load_generator_test SOURCES load_generator_test.cc
              DEPENDS trireme_coordinator trireme_load)

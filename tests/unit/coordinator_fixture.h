@@ -10,10 +10,10 @@
 #include <thread>
 #include <vector>
 
-#include "base/error.h"
 #include "clients/client.h"
 #include "runtime/coordinator.h"
 #include "runtime/frontend.h"
+#include "tests/support/errors.h"
 #include "tests/unit/scripted_engine.h"
 
 namespace trireme::test {
@@ -101,17 +101,6 @@ inline Outcome drain(EventStream stream) {
   v1::GenerateEvent event;
   while (stream.next(event)) take(event, outcome);
   return outcome;
-}
-
-// The error that a call ends with.
-template <typename Call>
-Error error_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error;
-  }
-  return {ErrorCode::kInternal, "it did not fail"};
 }
 
 inline bool eventually(const std::function<bool()>& condition) {

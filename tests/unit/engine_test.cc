@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "tests/support/errors.h"
 #include "tests/support/model_fixture.h"
 #include "tests/unit/engine_world.h"
 
@@ -28,17 +29,6 @@ Sequence greedy_of(const std::vector<int32_t>& prompt, int max_tokens) {
   sequence.sampling.temperature = 0.0f;
   sequence.sampling.max_tokens = max_tokens;
   return sequence;
-}
-
-template <typename Call>
-ErrorCode code_of(Call call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  ADD_FAILURE() << "no error";
-  return ErrorCode::kInternal;
 }
 
 // With and without look-ahead.
@@ -242,6 +232,27 @@ TEST_P(EngineRun, NothingFollowsAStopId) {
   world.stop();
   EXPECT_EQ(world.wait(2).late_events, 0);
   EXPECT_EQ(world.engine_error(), nullptr);
+}
+
+// A token that is always the likeliest ends the output, but not before min_tokens others: counted
+// from the end of the prompt, also by a resumed sequence.
+TEST_P(EngineRun, MinTokensComeBeforeAStopId) {
+  constexpr int32_t kStop = 5, kOther = 9;
+  EngineWorld world(options_of("tensor=2"));
+  Sequence sequence = random_sequence(4, kVocab, 20, 40, false);
+  sequence.sampling.allowed_tokens = {kStop, kOther};
+  sequence.sampling.logit_bias = {{kStop, 1000.0f}};
+  sequence.sampling.stop_ids = {kStop};
+  sequence.sampling.min_tokens = 7;
+  Sequence resumed = sequence;
+  resumed.tokens.insert(resumed.tokens.end(), 3, kOther);
+  const auto outputs = world.run({sequence, resumed});
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    std::vector<int32_t> expected(i == 0 ? 7 : 4, kOther);
+    expected.push_back(kStop);
+    EXPECT_EQ(outputs[i].tokens, expected);
+    EXPECT_EQ(outputs[i].finish, FinishReason::kStop);
+  }
 }
 
 TEST_P(EngineRun, NothingLeftToSampleEndsOnlyThatSequence) {

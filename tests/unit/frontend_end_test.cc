@@ -250,8 +250,10 @@ TEST(Frontend, EveryOutputEndsOnceInEveryRace) {
   }
   for (auto& client : clients) client.join();
   EXPECT_EQ(ends, 8 * 120);
+  // A reader may see an end a moment before the store and the engine have let go of it.
+  const auto left = [&] { return frontend.live_requests() > 0 || engine.live() > 0; };
+  for (int i = 0; i < 2000 && left(); ++i) std::this_thread::sleep_for(1ms);
   EXPECT_EQ(frontend.live_requests(), 0);
-  for (int i = 0; i < 2000 && engine.live() > 0; ++i) std::this_thread::sleep_for(1ms);
   EXPECT_EQ(engine.live(), 0u);
 }
 

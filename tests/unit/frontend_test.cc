@@ -36,6 +36,27 @@ TEST(Frontend, StreamsTextAndTokensToTheLimit) {
   EXPECT_EQ(frontend.live_requests(), 0);
 }
 
+// However late they are read.
+TEST(Frontend, TellsWhenTheTokensWereKnown) {
+  const Tokenizer tokenizer = byte_tokenizer();
+  ScriptedEngine engine;
+  Frontend frontend(engine, &tokenizer, config());
+  GenerateParams params = request(6);
+  const auto whole = frontend.generate(params);
+  engine.step();
+  params.prior_token_ids = {'a', 'b'};
+  params.seed_given = true;
+  const auto resumed = frontend.generate(params);
+  engine.steps(8);
+  const std::chrono::steady_clock::time_point zero;
+  const Delta first = drain(*whole).last;
+  EXPECT_EQ(first.first_token - zero, 1s);
+  EXPECT_EQ(first.last_token - zero, 6s);
+  const Delta second = drain(*resumed).last;
+  EXPECT_EQ(second.first_token - zero, 2s);
+  EXPECT_EQ(second.last_token - zero, 5s);
+}
+
 TEST(Frontend, StopIdIsInTheIdsAndNotInTheText) {
   const Outcome outcome = run(request(20), "abc");
   EXPECT_EQ(outcome.text, "abc");

@@ -165,13 +165,7 @@ TEST_P(EveryModel, ThePackedBytesAreThoseOfTheAccount) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, EveryModel, testing::ValuesIn(fixture_models(TRIREME_FIXTURES)),
-                         [](const auto& info) {
-                           std::string name = info.param.name;
-                           for (char& c : name) {
-                             if (c == '-') c = '_';
-                           }
-                           return name;
-                         });
+                         [](const auto& info) { return test_name(info.param.name); });
 
 // A GGUF twin holds the directory's weights in the same canonical rows, up to its storage type.
 TEST(OpenModel, GgufTwinsHoldTheSameTensors) {

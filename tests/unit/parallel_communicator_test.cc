@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "tests/support/communicator_cases.h"
+#include "tests/support/errors.h"
 #include "tests/support/run_ranks.h"
 
 namespace trireme {
@@ -46,16 +47,6 @@ TEST(ThreadCommunicator, ManyRandomAllReduces) {
   const int rounds = 100'000;
 #endif
   run_ranks(3, [&](Communicator& ranks) { check_random_all_reduces(ranks, rounds, 2000, 1); });
-}
-
-ErrorCode code_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  ADD_FAILURE() << "no error";
-  return ErrorCode::kInternal;
 }
 
 // Ranks 0..2 wait in three different ways; the abort of rank 3 wakes all, in every group.

@@ -13,6 +13,8 @@
 #include "parallel/socket.h"
 #include "parallel/world.h"
 #include "tests/support/communicator_cases.h"
+#include "tests/support/errors.h"
+#include "tests/support/model_shapes.h"
 #include "tests/support/run_ranks.h"
 
 namespace trireme {
@@ -115,17 +117,6 @@ TEST(Doorbell, SleepersUseNoCpu) {
   });
 }
 
-template <typename Call>
-void expect_error(ErrorCode code, const std::string& part, Call call) {
-  try {
-    call();
-    ADD_FAILURE() << "no error";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
-  }
-}
-
 TEST(Doorbell, SleepersWakeWhenRankZeroIsGone) {
   run_ranks(3, [](Communicator& ranks) {
     auto doorbell = make_doorbell(ranks);
@@ -179,13 +170,7 @@ TEST(Socket, WaitsHaveDeadlines) {
 }
 
 TEST(World, ConnectsTheRanksOfALayout) {
-  const ModelShape model{.layers = 6,
-                         .hidden = 64,
-                         .q_heads = 8,
-                         .kv_heads = 4,
-                         .head_dim = 16,
-                         .ffn = 256,
-                         .vocab = 515};
+  const ModelShape model = small_shape();
   auto ranks = make_thread_communicators(5, "control");
   std::vector<std::thread> threads;
   for (auto& control : ranks) {
@@ -215,13 +200,7 @@ TEST(World, ConnectsTheRanksOfALayout) {
 }
 
 TEST(World, RefusesALayoutOfAnotherSize) {
-  const ModelShape model{.layers = 6,
-                         .hidden = 64,
-                         .q_heads = 8,
-                         .kv_heads = 4,
-                         .head_dim = 16,
-                         .ffn = 256,
-                         .vocab = 515};
+  const ModelShape model = small_shape();
   const ParallelLayout layout = make_layout({{{2, 0}}}, model, 2);
   expect_error(ErrorCode::kInvalidArgument, "takes 2 ranks, but the world has 1",
                [&] { make_world(make_single_communicator(), layout); });

@@ -123,13 +123,7 @@ TEST_P(EveryModel, AnswersTheSameBitsForAnyBlockSize) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, EveryModel, testing::ValuesIn(fixture_models(TRIREME_FIXTURES)),
-                         [](const auto& info) {
-                           std::string name = info.param.name;
-                           for (char& c : name) {
-                             if (c == '-') c = '_';
-                           }
-                           return name;
-                         });
+                         [](const auto& info) { return test_name(info.param.name); });
 
 // A model's tensors under another configuration.
 class WithConfig : public WeightSource {

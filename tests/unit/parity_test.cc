@@ -112,12 +112,8 @@ INSTANTIATE_TEST_SUITE_P(Fixtures, Parity,
                          testing::Combine(testing::ValuesIn(fixture_models(TRIREME_FIXTURES)),
                                           testing::ValuesIn(layouts())),
                          [](const testing::TestParamInfo<Case>& info) {
-                           std::string name =
-                               std::get<0>(info.param).name + "_" + std::get<1>(info.param).name;
-                           for (char& c : name) {
-                             if (c == '-') c = '_';
-                           }
-                           return name;
+                           return test_name(std::get<0>(info.param).name + "_" +
+                                            std::get<1>(info.param).name);
                          });
 
 }  // namespace

@@ -5,26 +5,14 @@
 #include <deque>
 #include <map>
 #include <memory>
-#include <numeric>
 
 #include "base/error.h"
-#include "runtime/scheduler.h"
+#include "tests/unit/scheduler_fixture.h"
 
-namespace trireme {
+namespace trireme::test {
 namespace {
 
 constexpr int32_t kToken = 7;  // what every row samples unless a test says otherwise
-
-Sequence sequence_of(SequenceId id, int32_t prompt, int32_t max_tokens, int32_t first = 100) {
-  Sequence sequence;
-  sequence.id = id;
-  sequence.tokens.resize(prompt);
-  std::iota(sequence.tokens.begin(), sequence.tokens.end(), first);
-  sequence.prompt_tokens = prompt;
-  sequence.sampling.max_tokens = max_tokens;
-  sequence.sampling.seed = id;  // by which a test knows it again in a plan
-  return sequence;
-}
 
 class SchedulerAheadTest : public testing::Test {
  protected:
@@ -56,13 +44,7 @@ class SchedulerAheadTest : public testing::Test {
   void apply(int32_t token = kToken) {
     ASSERT_FALSE(flying_.empty());
     const StepPlan& oldest = flying_.front();
-    result_ = {oldest.step, {}};
-    for (const PlanRow& row : oldest.rows) {
-      if (!row.sample && !row.prompt_logprobs) continue;
-      RowResult& out = result_.rows.emplace_back();
-      out.slot = row.slot;
-      if (row.sample) out.token = token;
-    }
+    result_ = result_of(oldest, token);
     flying_.pop_front();
     events_.clear();
     scheduler_->apply(result_, events_);
@@ -393,4 +375,4 @@ TEST_F(SchedulerAheadTest, SharesOfAPipelineTakeTurns) {
 }
 
 }  // namespace
-}  // namespace trireme
+}  // namespace trireme::test

@@ -95,13 +95,16 @@ class ScriptedEngine final : public EngineApi {
     return stats;
   }
 
-  // One token for every live sequence. An aborted one gets `lag` more tokens before it ends.
+  // One token for every live sequence, a second after the last ones. An aborted one gets `lag` more
+  // tokens before it ends.
   void step() {
     std::vector<EngineEvent> events;
     {
       std::lock_guard lock(mutex_);
+      ++clock_;
       for (auto at = live_.begin(); at != live_.end();) {
         EngineEvent event = next(*at);
+        event.time += clock_;
         const bool last = event.finish != FinishReason::kNone;
         events.push_back(std::move(event));
         at = last ? live_.erase(at) : std::next(at);
@@ -200,6 +203,7 @@ class ScriptedEngine final : public EngineApi {
   std::list<Live> live_;
   std::vector<Sequence> seen_;
   int aborts_ = 0;
+  std::chrono::seconds clock_{0};
   uint64_t generated_ = 0;
   bool stopped_ = false;
   std::mutex sink_mutex_;
