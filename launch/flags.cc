@@ -23,7 +23,7 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
       ->capture_default_str();
   command
       .add_option("--dtype", options.dtype,
-                  "Of weights and activations on GPUs: bf16, f16, or auto: f16 for files of f16")
+                  "Of weights and activations on GPUs: bf16, f16, or auto: bf16")
       ->check(CLI::IsMember({"auto", "bf16", "f16"}))
       ->capture_default_str();
   command.add_option("--threads", options.threads, "Compute threads per rank (0: cores / ranks)");

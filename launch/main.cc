@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <string>
 
@@ -17,15 +18,23 @@
 
 namespace {
 
+// Ranks are also ended by their launcher, because of another's error: that one has told it.
+volatile std::sig_atomic_t is_rank = 0;
+
 // Only what may be called in a signal handler.
 extern "C" void end_interrupted(int) {
   constexpr char kMessage[] = "trireme: interrupted\n";
-  [[maybe_unused]] const auto written = write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
+  if (is_rank == 0) {
+    [[maybe_unused]] const auto written = write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
+  }
   _exit(1);
 }
 
 // The program ends with an exit code, never by a signal. serve and chat go on from here.
 void set_signals() {
+  for (const char* variable : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"}) {
+    if (std::getenv(variable) != nullptr) is_rank = 1;
+  }
   std::signal(SIGPIPE, SIG_IGN);  // a closed pipe or socket is an error
   for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
     // nohup and shells' background jobs ignore some: so it stays.

@@ -7,9 +7,9 @@
 
 namespace trireme {
 
-// Of a GPU's weights and activations: bf16, or f16 for files of f16, which so keep all bits. Throws
+// Of a GPU's weights and activations: bf16, or f16, with which files of f16 keep all bits. Throws
 // kInvalidArgument, also for a choice on a CPU.
-DType element_of(const InstanceOptions& options, const WeightSource& source, bool gpu);
+DType element_of(const InstanceOptions& options, bool gpu);
 
 // Of the KV cache.
 DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source,
