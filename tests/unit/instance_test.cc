@@ -180,6 +180,13 @@ TEST(Instance, DefaultsComeFromTheModel) {
   EXPECT_FALSE(instance.scheduler_config().look_ahead);  // on CPU
 }
 
+TEST(Instance, EveryStageHasAStepInFlight) {
+  InstanceOptions options = small_options("llama3", "pipeline=3");
+  options.steps_in_flight = 0;
+  EngineWorld world(options);
+  EXPECT_EQ(world.instance().scheduler_config().steps_in_flight, 3);
+}
+
 class FakeRoot {
  public:
   FakeRoot() {
