@@ -10,6 +10,7 @@
 #include <span>
 #include <vector>
 
+#include "base/huge_vector.h"
 #include "runtime/prefix_hash.h"
 
 namespace trireme {
@@ -90,9 +91,9 @@ class KvGroupBlocks {
   }
   void erase_from_table(int32_t block);
 
-  std::vector<Block> blocks_;
+  HugeVector<Block> blocks_;
   std::vector<int32_t> free_;  // a stack
-  std::vector<TableEntry> table_;
+  HugeVector<TableEntry> table_;
   size_t mask_ = 0;
   int32_t cached_ = 0;
   int32_t oldest_ = kNone;

@@ -1,5 +1,8 @@
 #include <gtest/gtest.h>
+
 #include <unistd.h>
+#include <algorithm>
+#include <fstream>
 
 #include <cstdio>
 #include <cstring>
@@ -8,6 +11,7 @@
 
 #include "base/buffer.h"
 #include "base/error.h"
+#include "base/huge_vector.h"
 #include "base/mapped_file.h"
 #include "tests/support/errors.h"
 
@@ -21,6 +25,16 @@ TEST(Buffer, IsAlignedAndWritable) {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % 64, 0u);
     std::memset(buffer.data(), 7, bytes);
     EXPECT_EQ(buffer.as<uint8_t>()[bytes - 1], 7);
+  }
+}
+
+TEST(HugeVector, HoldsWhatAVectorHolds) {
+  for (const size_t count : {size_t{0}, size_t{3}, size_t{1} << 21}) {
+    HugeVector<int32_t> values(count, 7);
+    values.push_back(8);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(values.data()) % 64, 0u);
+    EXPECT_EQ(std::count(values.begin(), values.end(), 7), static_cast<int64_t>(count));
+    EXPECT_EQ(HugeVector<int32_t>(values), values);
   }
 }
 
@@ -64,6 +78,32 @@ TEST_F(MappedFileTest, MapsMovesAndReleases) {
   target.release(target.bytes());
   target.release(target.bytes().subspan(5, 3));
   EXPECT_EQ(static_cast<char>(target.bytes().back()), 'y');  // read again from the file
+  std::remove(path.c_str());
+}
+
+// Bytes of files that this process has mapped and touched.
+int64_t resident_file_bytes() {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    int64_t kib = 0;
+    if (word == "RssFile:" && status >> kib) return kib * 1024;
+  }
+  return -1;
+}
+
+// A rank reads a file of weights larger than what it may keep.
+TEST_F(MappedFileTest, ReleasedPagesNoLongerCount) {
+  constexpr int64_t kBytes = 16 << 20;
+  const std::string path = write("large", std::string(kBytes, 'x'));
+  const MappedFile file(path);
+  const int64_t before = resident_file_bytes();
+  if (before < 0) GTEST_SKIP() << "/proc/self/status has no RssFile";
+  int64_t sum = 0;
+  for (int64_t i = 0; i < kBytes; i += 1024) sum += static_cast<char>(file.bytes()[i]) == 'x';
+  EXPECT_EQ(sum, kBytes / 1024);
+  EXPECT_GT(resident_file_bytes() - before, kBytes * 3 / 4);
+  file.release(file.bytes());
+  EXPECT_LT(resident_file_bytes() - before, kBytes / 4);
   std::remove(path.c_str());
 }
 

@@ -332,12 +332,13 @@ double cpu_seconds() {
 
 TEST_P(EngineRun, IdleRanksUseNoCpu) {
   EngineWorld world(options_of("tensor=2,pipeline=2"));
-  for (int round = 0; round < 3; ++round) {
+  for (int round = 0; round < 2; ++round) {
     EXPECT_EQ(world.run_one(random_sequence(1, kVocab, 20, 4, false)).tokens.size(), 4u);
     std::this_thread::sleep_for(std::chrono::milliseconds(100));  // spinning ends
     const double before = cpu_seconds();
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    EXPECT_LT(cpu_seconds() - before, 0.1);  // four spinning ranks: over 0.3 even on one core
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    // 2% of a core for each of four ranks. Who spins gets that much on a busy machine, too.
+    EXPECT_LT(cpu_seconds() - before, 0.08);
   }
 }
 

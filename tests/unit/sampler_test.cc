@@ -274,6 +274,37 @@ TEST(Sampler, ScoresTargets) {
   }
 }
 
+// Among random cases a token that was seen is seldom near the top: here it is the top.
+TEST(Sampler, PenaltiesTakeTheLeadFromWhatWasSeen) {
+  constexpr int32_t kSeen = 300, kOther = 7;
+  struct Lead {
+    float seen, other;
+    void (*change)(SamplingParams&);
+    bool generated;  // seen in the output, not in the prompt
+    bool lost;
+  };
+  const auto repetition = [](SamplingParams& params) { params.repetition_penalty = 1.5f; };
+  const auto presence = [](SamplingParams& params) { params.presence_penalty = 0.3f; };
+  const auto frequency = [](SamplingParams& params) { params.frequency_penalty = 0.15f; };
+  for (const Lead& lead :
+       {Lead{1.2f, 1.0f, repetition, false, true}, Lead{-1.0f, -1.2f, repetition, false, true},
+        Lead{1.2f, 0.7f, repetition, true, false}, Lead{1.2f, 1.0f, presence, true, true},
+        Lead{1.2f, 1.0f, presence, false, false}, Lead{1.2f, 1.0f, frequency, true, true},  // twice
+        Lead{1.2f, 1.0f, frequency, false, false}}) {
+    Case one;
+    one.logits.assign(515, -9.0f);
+    one.logits[kSeen] = lead.seen;
+    one.logits[kOther] = lead.other;
+    one.params.temperature = 0.0f;
+    lead.change(one.params);
+    (lead.generated ? one.generated : one.prompt) = {kSeen, kSeen};
+    for (const int ranks : {1, 3}) {
+      EXPECT_EQ(sample_split({one}, ranks)[0].token, lead.lost ? kOther : kSeen)
+          << lead.seen << " " << lead.other << (lead.generated ? " generated" : " prompt");
+    }
+  }
+}
+
 TEST(Sampler, MinTokensBansStopIds) {
   Case one;
   one.logits.assign(100, 0.0f);

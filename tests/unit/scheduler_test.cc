@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
+
 #include "base/error.h"
 #include "tests/unit/scheduler_fixture.h"
 
@@ -65,6 +67,29 @@ TEST_F(SchedulerTest, DecodeRowsSpreadOverThePlansInFlight) {
   EXPECT_FALSE(scheduler_->next(third));
   apply(first);
   EXPECT_EQ(plan().rows.size(), 2u);
+}
+
+TEST_F(SchedulerTest, DecodeRowsLeaveARowToPrefillInEveryPlan) {
+  SchedulerConfig config = small_config();
+  config.steps_in_flight = 2;
+  config.max_rows = 2;
+  start(config, small_pool());
+  for (SequenceId id = 1; id <= 3; ++id) {
+    scheduler_->add(sequence_of(id, 4, 30, 100 * static_cast<int32_t>(id)));
+  }
+  for (int i = 0; i < 3; ++i) step();  // all three decode
+  scheduler_->add(sequence_of(4, 60, 4, 500));
+  std::deque<StepPlan> flying = {plan()};  // two rows wait for a token, the third one follows
+  int32_t computed = 0;
+  while (computed < 60) {
+    flying.push_back(plan());
+    const PlanRow& last = flying.back().rows.back();
+    ASSERT_EQ(flying.back().rows.size(), 2u);
+    ASSERT_GT(last.count, 1) << "after " << computed;
+    computed = last.position + last.count;
+    apply(flying.front());
+    flying.pop_front();
+  }
 }
 
 TEST_F(SchedulerTest, ChunksOfOnePromptFollowEachOtherInFlight) {
