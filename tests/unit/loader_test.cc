@@ -46,7 +46,11 @@ class KeepingBackend : public Backend {
   void embed(std::span<const int32_t>, const Weight&, int64_t, float, MatrixView) override {}
   void rms_norm(MatrixView, const float*, float, MatrixView) override {}
   void add_rms_norm(MatrixView, MatrixView, const float*, float, MatrixView) override {}
+  void add_normed(MatrixView, MatrixView, const float*, const float*, float, MatrixView) override {
+  }
   void linear(MatrixView, std::span<const LinearPart>) override {}
+  void experts(MatrixView, const ExpertLayer&, MatrixView, MatrixView, bool) override {}
+  int64_t expert_scratch_bytes(const ExpertShape&, int64_t) const override { return 0; }
   void prepare_qkv(const QkvPrepare&, std::span<const AttentionRow>, const KvLayerView&) override {}
   void paged_attention(MatrixView, const AttentionParams&, std::span<const AttentionRow>,
                        const KvLayerView&, MatrixView) override {}
