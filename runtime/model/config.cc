@@ -54,7 +54,14 @@ std::vector<float> inverse_frequencies(const RopeConfig& rope) {
   return inv_freq;
 }
 
-ModelShape ModelConfig::shape(int64_t ffn_multiple) const {
+ExpertConfig ModelConfig::experts() const {
+  for (const LayerConfig& layer : layers) {
+    if (layer.experts.experts > 0) return layer.experts;
+  }
+  return {};
+}
+
+ModelShape ModelConfig::shape(int64_t ffn_multiple, int64_t expert_ffn_multiple) const {
   ModelShape shape;
   shape.layers = static_cast<int>(layers.size());
   shape.hidden = hidden;
@@ -64,6 +71,11 @@ ModelShape ModelConfig::shape(int64_t ffn_multiple) const {
   shape.ffn = ffn;
   shape.vocab = vocab;
   shape.ffn_multiple = ffn_multiple;
+  const ExpertConfig expert = experts();
+  shape.experts = expert.experts;
+  shape.experts_per_token = expert.experts_per_token;
+  shape.expert_ffn = expert.expert_ffn;
+  shape.expert_ffn_multiple = expert_ffn_multiple;
   shape.tied_embeddings = tied_embeddings;
   return shape;
 }

@@ -16,6 +16,7 @@ inline constexpr int64_t kHeads = int64_t{1} << 14;
 inline constexpr int64_t kHeadDim = 4096;
 inline constexpr int64_t kHeadColumns = int64_t{1} << 22;
 inline constexpr int64_t kFfn = int64_t{1} << 24;
+inline constexpr int64_t kExperts = 4096;
 inline constexpr int64_t kId = (int64_t{1} << 31) - 1;  // token ids, vocabulary, context
 }  // namespace limits
 

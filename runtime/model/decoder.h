@@ -20,8 +20,11 @@ namespace trireme {
 // Vectors are float32 in the backend's memory, empty where the layer has none.
 struct LayerWeights {
   Buffer attn_norm, ffn_norm, q_norm, k_norm;
+  Buffer attn_post_norm, ffn_post_norm;
   Buffer q_bias, k_bias, v_bias, o_bias;
   Weight q, k, v, o, gate, up, down;
+  Weight router;                                            // all experts', on every rank
+  std::vector<Weight> expert_gate, expert_up, expert_down;  // of the rank's experts
 };
 
 // What one rank keeps of a model.
@@ -61,7 +64,7 @@ class Decoder {
   // `sums` adds up among this stage's tensor ranks. All references must outlive the decoder.
   // `max_tokens`: the largest batch; scratch for it is allocated here and nowhere later.
   // `max_logits`: the most logit_tokens of a batch; 0 means max_tokens. Throws kUnimplemented for
-  // what no op computes yet (experts, norms after a block, a softcap on logits).
+  // what no op computes yet (a softcap on logits).
   Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank, DecoderWeights weights,
           Backend& backend, TensorSums& sums, int64_t max_tokens, int64_t max_logits = 0);
 
@@ -96,8 +99,10 @@ class Decoder {
   struct Scratch;
   void run_layers(int64_t tokens);
   void embed(int64_t tokens);
+  void add(int64_t tokens, const Buffer& post_norm, const Buffer* norm);
   void attention(int layer, int64_t tokens, bool normed);
   void feed_forward(int layer, int64_t tokens, bool normed);
+  void experts(int layer, int64_t tokens, bool normed);
   MatrixView head(std::span<const int32_t> tokens, int64_t rows);
 
   const ModelConfig& config_;
@@ -106,6 +111,7 @@ class Decoder {
   DecoderWeights weights_;
   Backend& backend_;
   TensorSums& sums_;
+  bool apart_ = false;  // blocks' outputs are added to the residual by ops of their own
   bool omits_sums_ = false;
   std::shared_ptr<Scratch> scratch_;  // shared only so that Scratch can stay incomplete here
 };

@@ -92,8 +92,14 @@ void TensorSums::add_up(MatrixView x) {
 
 void TensorSums::add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
                               MatrixView out) {
-  if (omitted_) return backend_.add_rms_norm(residual, delta, weight, eps, out);
+  if (omitted_ || size() == 1) return backend_.add_rms_norm(residual, delta, weight, eps, out);
   run_fused(choose(true, delta.rows, delta.cols, delta.dtype), residual, delta, weight, eps, out);
+}
+
+void TensorSums::add_normed(MatrixView residual, MatrixView delta, const float* delta_norm,
+                            const float* weight, float eps, MatrixView out) {
+  add_up(delta);
+  backend_.add_normed(residual, delta, delta_norm, weight, eps, out);
 }
 
 // Every rank measures the same ways in the same order; what counts is the slowest rank's time.

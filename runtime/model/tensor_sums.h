@@ -51,6 +51,9 @@ class TensorSums {
   // Backend::add_rms_norm of the sum over ranks of `delta`, which is scratch afterwards.
   void add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
                     MatrixView out);
+  // Backend::add_normed of the same sum: one sum too, and a kernel more where peers are.
+  void add_normed(MatrixView residual, MatrixView delta, const float* delta_norm,
+                  const float* weight, float eps, MatrixView out);
 
   // For measurements: every rank keeps its own terms for the sum.
   void omit(bool omit) { omitted_ = omit; }

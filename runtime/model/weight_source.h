@@ -5,6 +5,8 @@
 //   embed.weight [vocab, hidden]   norm.weight [hidden]   head.weight [vocab, hidden]
 //   layers.N.attn_norm.weight  layers.N.{q,k,v,o}.{weight,bias}  layers.N.{q,k}_norm.weight
 //   layers.N.ffn_norm.weight   layers.N.{gate,up,down}.weight
+//   layers.N.{attn,ffn}_post_norm.weight
+//   layers.N.router.weight [experts, hidden]   layers.N.experts.E.{gate,up,down}.weight
 #pragma once
 
 #include <cstdint>
@@ -30,6 +32,8 @@ struct SourceTensor {
   const std::byte* data = nullptr;
   // Llama q/k in GGUF: canonical row r of a head lies at file row permuted(r). 0: not permuted.
   int permuted_head_dim = 0;
+  // A vector's elements lie in the file less this.
+  float addend = 0.0f;
   // Row r is row r mod this one of so many (random weights). 0: all rows are there.
   int64_t distinct_rows = 0;
 

@@ -7,4 +7,5 @@ trireme_test(parity_smollm2_test SOURCES parity_smollm2_test.cc DEPENDS trireme_
              TIMEOUT 300 LABELS threads)
 trireme_test(parity_invariance_test SOURCES parity_invariance_test.cc DEPENDS trireme_test_model
              TIMEOUT 120 LABELS threads)
+trireme_test(families_test SOURCES families_test.cc DEPENDS trireme_test_model)
 trireme_test(loader_test SOURCES loader_test.cc DEPENDS trireme_test_model)
