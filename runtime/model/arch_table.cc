@@ -177,7 +177,8 @@ constexpr auto kArchitectures = std::to_array<Architecture>({
      .tensors = kDecoderTensors,
      .own_tensors = kPhi3Tensors,
      .windows = WindowRule::kAllLayers,
-     .partial_rotary = true},
+     .partial_rotary = true,
+     .long_rope = true},
 });
 
 template <typename Names>

@@ -76,6 +76,7 @@ struct Architecture {
   bool scales_embedding = false;  // by the root of the hidden size
   bool norms_less_one = false;    // Hugging Face's files hold norm weights less 1
   bool partial_rotary = false;    // a part of a head may rotate
+  bool long_rope = false;         // rope may be longrope
 
   // Of GGUF files.
   bool gguf_permutes_qk = false;  // q and k rows lie interleaved

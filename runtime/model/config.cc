@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 #include "base/error.h"
 #include "runtime/model/config_check.h"
@@ -86,6 +87,17 @@ int add_rope(ModelConfig& config, const RopeConfig& rope) {
   }
   config.ropes.push_back(rope);
   return static_cast<int>(config.ropes.size()) - 1;
+}
+
+void set_long_rope(RopeConfig& rope, std::vector<float> shorter, std::vector<float> longer,
+                   int64_t original, int64_t context) {
+  rope.scaling = RopeConfig::Scaling::kFactors;
+  rope.factors = std::move(context > original ? longer : shorter);
+}
+
+float long_rope_magnitude(double longest_over_original, double original) {
+  if (longest_over_original <= 1.0) return 1.0f;
+  return static_cast<float>(std::sqrt(1.0 + std::log(longest_over_original) / std::log(original)));
 }
 
 void check_config(const ModelConfig& config, const std::string& where) {

@@ -20,7 +20,9 @@ struct RopeConfig {
   double low_freq_factor = 1.0;    // llama3
   double high_freq_factor = 4.0;   // llama3
   double original_context = 8192;  // llama3
-  std::vector<float> factors;      // kFactors: one divisor per frequency (GGUF's rope_freqs.weight)
+  // kFactors: one divisor per frequency (GGUF's rope_freqs.weight; longrope's for short or long).
+  std::vector<float> factors;
+  float magnitude = 1.0f;  // of what is rotated
   bool operator==(const RopeConfig&) const = default;
 };
 

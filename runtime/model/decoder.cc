@@ -291,8 +291,9 @@ void Decoder::attention(int layer, int64_t tokens, bool normed) {
   prepare.q_norm = pointer_or_null(w.q_norm);
   prepare.k_norm = pointer_or_null(w.k_norm);
   prepare.norm_eps = config_.norm_eps;
-  prepare.rope = {scratch_->inv_freq[static_cast<size_t>(config.rope)].as<float>(),
-                  config_.ropes[static_cast<size_t>(config.rope)].rotary_dim, 1.0f};
+  const RopeConfig& rope = config_.ropes[static_cast<size_t>(config.rope)];
+  prepare.rope = {scratch_->inv_freq[static_cast<size_t>(config.rope)].as<float>(), rope.rotary_dim,
+                  rope.magnitude};
   const std::array<LinearPart, 3> qkv{{{&w.q, pointer_or_null(w.q_bias), prepare.q, false},
                                        {&w.k, pointer_or_null(w.k_bias), prepare.k, false},
                                        {&w.v, pointer_or_null(w.v_bias), prepare.v, false}}};

@@ -13,10 +13,14 @@
 namespace trireme {
 namespace {
 
+constexpr const char* kFactors = "rope_freqs.weight";
+constexpr const char* kShortFactors = "rope_factors_short.weight";
+constexpr const char* kLongFactors = "rope_factors_long.weight";
+
 class Parser {
  public:
-  Parser(const GgufFile& file, const Architecture& architecture, std::string prefix)
-      : file_(file), architecture_(architecture), prefix_(std::move(prefix)) {}
+  Parser(const GgufFile& file, const Architecture& architecture, std::string prefix, int context)
+      : file_(file), architecture_(architecture), prefix_(std::move(prefix)), context_(context) {}
 
   ModelConfig parse() {
     refuse_unknown_features();
@@ -227,7 +231,7 @@ class Parser {
            "supported for {}",
            file_.path(), key("rope.dimension_count"), rope.rotary_dim, architecture_.name);
     }
-    refuse_long_factors();
+    const bool is_long = file_.find_tensor(kLongFactors) != nullptr;
     const std::string type = file_.get_string(key("rope.scaling.type")).value_or("none");
     if (type == "linear") {
       rope.scaling = RopeConfig::Scaling::kLinear;
@@ -236,6 +240,12 @@ class Parser {
              key("rope.scaling.factor"));
       }
       rope.factor = number(key("rope.scaling.factor"), 1e-3, 1e12, 1.0);
+    } else if (is_long && !architecture_.long_rope) {
+      fail(ErrorCode::kUnimplemented, "{}: tensor '{}': rope type 'longrope' is not known for {}",
+           file_.path(), kLongFactors, architecture_.name);
+    } else if (is_long) {
+      read_long_factors(rope);
+      return rope;
     } else if (type != "none") {
       fail(ErrorCode::kUnimplemented,
            "{}: rope type '{}' is not known; known are none, linear and "
@@ -246,34 +256,47 @@ class Parser {
     return rope;
   }
 
-  void refuse_long_factors() const {
-    for (const char* name : {"rope_factors_long.weight", "rope_factors_short.weight"}) {
-      if (file_.find_tensor(name) == nullptr) continue;
-      fail(ErrorCode::kUnimplemented, "{}: tensor '{}': rope type 'longrope' is not supported",
-           file_.path(), name);
+  std::vector<float> rope_factors(const char* name, int rotary_dim) const {
+    const GgufTensor* tensor = file_.find_tensor(name);
+    const auto half = static_cast<size_t>(rotary_dim / 2);
+    if (tensor == nullptr || tensor->format != QuantFormat::kF32 ||
+        tensor->bytes.size() != half * sizeof(float)) {
+      fail(ErrorCode::kDataLoss, "{}: tensor '{}' is not {} float32 numbers", file_.path(), name,
+           half);
     }
+    std::vector<float> factors(half);
+    std::memcpy(factors.data(), tensor->bytes.data(), tensor->bytes.size());
+    for (const float factor : factors) {
+      if (!(factor > 0.0f) || !std::isfinite(factor)) {
+        fail(ErrorCode::kDataLoss, "{}: tensor '{}' holds {}", file_.path(), name, factor);
+      }
+    }
+    return factors;
   }
 
   void read_factors(RopeConfig& rope) const {
-    const GgufTensor* tensor = file_.find_tensor("rope_freqs.weight");
-    if (tensor == nullptr) return;
-    const auto half = static_cast<size_t>(rope.rotary_dim / 2);
-    if (tensor->format != QuantFormat::kF32 || tensor->bytes.size() != half * sizeof(float)) {
-      fail(ErrorCode::kDataLoss, "{}: tensor 'rope_freqs.weight' is not {} float32 numbers",
-           file_.path(), half);
-    }
+    if (file_.find_tensor(kFactors) == nullptr) return;
     if (rope.scaling != RopeConfig::Scaling::kNone) {
-      fail(ErrorCode::kUnimplemented, "{}: both rope_freqs.weight and a rope scaling type",
-           file_.path());
+      fail(ErrorCode::kUnimplemented, "{}: both {} and a rope scaling type", file_.path(),
+           kFactors);
     }
     rope.scaling = RopeConfig::Scaling::kFactors;
-    rope.factors.resize(half);
-    std::memcpy(rope.factors.data(), tensor->bytes.data(), tensor->bytes.size());
-    for (const float factor : rope.factors) {
-      if (!(factor > 0.0f) || !std::isfinite(factor)) {
-        fail(ErrorCode::kDataLoss, "{}: tensor 'rope_freqs.weight' holds {}", file_.path(), factor);
-      }
+    rope.factors = rope_factors(kFactors, rope.rotary_dim);
+  }
+
+  void read_long_factors(RopeConfig& rope) const {
+    const auto original = integer(key("rope.scaling.original_context_length"), 2, limits::kId);
+    if (!original) {
+      fail(ErrorCode::kDataLoss, "{}: metadata '{}' is missing", file_.path(),
+           key("rope.scaling.original_context_length"));
     }
+    const double ratio = static_cast<double>(model_.max_context) / static_cast<double>(*original);
+    const float magnitude = long_rope_magnitude(ratio, static_cast<double>(*original));
+    rope.magnitude = static_cast<float>(
+        number(key("rope.scaling.attn_factor"), 0.0, 1e12, static_cast<double>(magnitude)));
+    auto shorter = rope_factors(kShortFactors, rope.rotary_dim);
+    set_long_rope(rope, std::move(shorter), rope_factors(kLongFactors, rope.rotary_dim), *original,
+                  context_ > 0 ? context_ : model_.max_context);
   }
 
   void read_tokens() {
@@ -291,19 +314,20 @@ class Parser {
   const GgufFile& file_;
   const Architecture& architecture_;
   std::string prefix_;
+  int context_;
   ModelConfig model_;
 };
 
 }  // namespace
 
-GgufConfig parse_gguf_config(const GgufFile& file) {
+GgufConfig parse_gguf_config(const GgufFile& file, int context) {
   const auto name = file.get_string("general.architecture");
   if (!name) {
     fail(ErrorCode::kDataLoss, "{}: metadata 'general.architecture' is missing", file.path());
   }
   GgufConfig config;
   config.architecture = &find_gguf_architecture(*name, file.path());
-  config.model = Parser(file, *config.architecture, *name).parse();
+  config.model = Parser(file, *config.architecture, *name, context).parse();
   return config;
 }
 

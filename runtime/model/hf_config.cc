@@ -66,7 +66,48 @@ struct RopeDefaults {
   double theta = 10000.0;
   double partial = 1.0;  // of a head
   bool may_be_partial = false;
+  bool may_be_long = false;
+  int64_t original_context = 0;  // of longrope; 0: unknown
+  int64_t longest_context = 0;
+  int64_t served_context = 0;
 };
+
+// One number above 0 for each rotated pair.
+std::vector<float> rope_factors(const JsonFields& fields, const char* key, int rotary_dim) {
+  const Json* list = fields.find(key);
+  std::vector<float> factors;
+  if (list != nullptr && list->is_array()) {
+    for (const Json& item : *list) {
+      const auto factor = item.is_number() ? item.get<float>() : 0.0f;
+      if (factor > 0.0f && std::isfinite(factor)) factors.push_back(factor);
+    }
+  }
+  if (list == nullptr || factors.size() != list->size() ||
+      factors.size() != static_cast<size_t>(rotary_dim / 2)) {
+    fail(ErrorCode::kDataLoss, "{}: field '{}' is not a list of {} positive numbers", fields.what(),
+         key, rotary_dim / 2);
+  }
+  return factors;
+}
+
+void parse_long_rope(const JsonFields& fields, const RopeDefaults& defaults, RopeConfig& rope) {
+  const auto original = fields.integer("original_max_position_embeddings", 2, limits::kId)
+                            .value_or(defaults.original_context);
+  if (original < 2) {
+    fail(ErrorCode::kDataLoss, "{}: field 'original_max_position_embeddings' is missing",
+         fields.what());
+  }
+  const double ratio =
+      static_cast<double>(defaults.longest_context) / static_cast<double>(original);
+  rope.magnitude =
+      static_cast<float>(fields.number("attention_factor", 0.0, kLargest)
+                             .value_or(static_cast<double>(long_rope_magnitude(
+                                 fields.number("factor", 1e-3, kLargest).value_or(ratio),
+                                 static_cast<double>(original)))));
+  auto shorter = rope_factors(fields, "short_factor", rope.rotary_dim);
+  set_long_rope(rope, std::move(shorter), rope_factors(fields, "long_factor", rope.rotary_dim),
+                original, defaults.served_context);
+}
 
 // `fields`: rope_parameters of transformers 5, or rope_scaling of 4 with theta from elsewhere.
 RopeConfig parse_rope(const JsonFields& fields, const RopeDefaults& defaults, int head_dim) {
@@ -100,18 +141,20 @@ RopeConfig parse_rope(const JsonFields& fields, const RopeDefaults& defaults, in
       fail(ErrorCode::kDataLoss, "{}: field 'high_freq_factor' is not above 'low_freq_factor'",
            fields.what());
     }
+  } else if (defaults.may_be_long && (*type == "longrope" || *type == "su")) {
+    parse_long_rope(fields, defaults, rope);
   } else {
     fail(ErrorCode::kUnimplemented,
-         "{}: rope type '{}' is not known; known are default, linear, llama3", fields.what(),
-         printable(*type));
+         "{}: rope type '{}' is not known; known are default, linear, llama3{}", fields.what(),
+         printable(*type), defaults.may_be_long ? ", longrope" : "");
   }
   return rope;
 }
 
 class Parser {
  public:
-  Parser(const JsonFields& fields, const Architecture& architecture)
-      : fields_(fields), architecture_(architecture) {}
+  Parser(const JsonFields& fields, const Architecture& architecture, int context)
+      : fields_(fields), architecture_(architecture), context_(context) {}
 
   ModelConfig parse() {
     read_sizes();
@@ -292,6 +335,11 @@ class Parser {
     RopeDefaults defaults;
     defaults.theta = fields_.number("rope_theta", 1.0, kLargest).value_or(architecture_.theta);
     defaults.may_be_partial = architecture_.partial_rotary;
+    defaults.may_be_long = architecture_.long_rope;
+    defaults.original_context =
+        fields_.integer("original_max_position_embeddings", 1, limits::kId).value_or(0);
+    defaults.longest_context = model_.max_context;
+    defaults.served_context = context_ > 0 ? context_ : model_.max_context;
     if (architecture_.partial_rotary) {
       defaults.partial = fields_.number("partial_rotary_factor", 0.0, 1.0).value_or(1.0);
     }
@@ -331,6 +379,7 @@ class Parser {
 
   const JsonFields& fields_;
   const Architecture& architecture_;
+  int context_;
   ModelConfig model_;
   std::vector<std::string> layer_types_;
   std::vector<bool> sliding_;  // layers that have a window, if only one that holds everything
@@ -356,12 +405,12 @@ std::vector<int32_t> eos_ids(const Json& config, const std::string& what) {
 }  // namespace
 
 HuggingFaceConfig parse_hugging_face_config(const Json& config, const Json* generation,
-                                            const std::string& path) {
+                                            const std::string& path, int context) {
   const JsonFields fields(config, path);
   HuggingFaceConfig result;
   result.architecture = &find_hugging_face_architecture(architecture_names(fields), path);
   refuse_unknown_features(fields, *result.architecture);
-  result.model = Parser(fields, *result.architecture).parse();
+  result.model = Parser(fields, *result.architecture, context).parse();
   result.model.name = fields.string("_name_or_path").value_or("");
   result.tied_embeddings = fields.boolean("tie_word_embeddings");
   result.model.tied_embeddings = result.tied_embeddings.value_or(false);

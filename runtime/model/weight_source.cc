@@ -132,8 +132,8 @@ class MappedSource : public WeightSource {
 
 class HuggingFaceSource : public MappedSource {
  public:
-  explicit HuggingFaceSource(const std::string& directory) : MappedSource(directory) {
-    const auto parsed = read_config(directory);
+  HuggingFaceSource(const std::string& directory, int context) : MappedSource(directory) {
+    const auto parsed = read_config(directory, context);
     config_ = parsed.model;
     files_.emplace(directory);
     if (!parsed.tied_embeddings) {
@@ -159,13 +159,14 @@ class HuggingFaceSource : public MappedSource {
   }
 
  private:
-  static HuggingFaceConfig read_config(const std::string& directory) {
+  static HuggingFaceConfig read_config(const std::string& directory, int context) {
     const std::string path = directory + "/config.json";
     const std::string generation_path = directory + "/generation_config.json";
     const Json config = read_json_file(path);
     Json generation;
     if (std::filesystem::exists(generation_path)) generation = read_json_file(generation_path);
-    return parse_hugging_face_config(config, generation.is_null() ? nullptr : &generation, path);
+    return parse_hugging_face_config(config, generation.is_null() ? nullptr : &generation, path,
+                                     context);
   }
 
   std::optional<SafetensorsDirectory> files_;
@@ -173,9 +174,9 @@ class HuggingFaceSource : public MappedSource {
 
 class GgufSource : public MappedSource {
  public:
-  explicit GgufSource(const std::string& path)
+  GgufSource(const std::string& path, int context)
       : MappedSource(path), file_(path), gguf_(file_.bytes(), path) {
-    const auto parsed = parse_gguf_config(gguf_);
+    const auto parsed = parse_gguf_config(gguf_, context);
     config_ = parsed.model;
     for (const TensorShape& wanted : model_tensors(config_)) {
       const auto [name, rows] = gguf_place(*parsed.architecture, wanted.name);
@@ -220,8 +221,9 @@ const std::byte* SourceTensor::row(int64_t canonical_row) const {
   return data + row * row_bytes(format, cols);
 }
 
-std::unique_ptr<WeightSource> open_model(const std::string& path, const std::string& load_format) {
-  if (load_format == "dummy") return make_dummy_source(path);
+std::unique_ptr<WeightSource> open_model(const std::string& path, const std::string& load_format,
+                                         int context) {
+  if (load_format == "dummy") return make_dummy_source(path, context);
   if (load_format != "auto") {
     fail(ErrorCode::kInvalidArgument, "load_format: '{}' is not auto or dummy", load_format);
   }
@@ -230,11 +232,12 @@ std::unique_ptr<WeightSource> open_model(const std::string& path, const std::str
   if (!std::filesystem::exists(status)) {
     fail(ErrorCode::kNotFound, "{}: no such file or directory", path);
   }
-  if (std::filesystem::is_directory(status)) return std::make_unique<HuggingFaceSource>(path);
+  if (std::filesystem::is_directory(status))
+    return std::make_unique<HuggingFaceSource>(path, context);
   if (path.ends_with(".safetensors")) {
     fail(ErrorCode::kInvalidArgument, "{}: give the directory that holds it and config.json", path);
   }
-  return std::make_unique<GgufSource>(path);
+  return std::make_unique<GgufSource>(path, context);
 }
 
 ModelShape model_shape(const WeightSource& source, int64_t width_multiple) {

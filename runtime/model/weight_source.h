@@ -62,9 +62,10 @@ class WeightSource {
 // list of known ones).
 //
 // `load_format` "dummy": random bf16 weights of the shapes that the directory's config.json says;
-// no weight file is needed.
+// no weight file is needed. `context`: tokens that it is to be served with, from which a rope may
+// follow; 0: the model's own.
 std::unique_ptr<WeightSource> open_model(const std::string& path,
-                                         const std::string& load_format = "auto");
+                                         const std::string& load_format = "auto", int context = 0);
 
 // What make_layout needs to know. Feed-forward cuts fall on whole blocks of the down projection's
 // columns (gate and up are cut by rows, which no block spans), unless those are so wide and so few

@@ -360,8 +360,14 @@ TEST(GgufConfig, RefusesMissingAndAbsurdFields) {
   expect_refused(gguf().f32("llama.final_logit_softcapping", 30.0f), "final_logit_softcapping",
                  ErrorCode::kUnimplemented);
   expect_refused(gguf("gemma3"), "gemma3.attention.sliding_window' is missing");
-  expect_refused(gguf("phi3").tensor("rope_factors_long.weight", {4}, 0, 25600), "'longrope'",
+  const auto with_long = [](const char* arch) {
+    return gguf(arch).tensor("rope_factors_long.weight", {4}, 0, 25600);
+  };
+  expect_refused(with_long("llama"), "'longrope' is not known for llama",
                  ErrorCode::kUnimplemented);
+  expect_refused(with_long("phi3"), "phi3.rope.scaling.original_context_length");
+  expect_refused(with_long("phi3").u32("phi3.rope.scaling.original_context_length", 64),
+                 "rope_factors_short.weight");
   expect_refused(gguf().u32("llama.vocab_size", 99), "llama.vocab_size");
   expect_refused(gguf().u32("tokenizer.ggml.eos_token_id", 100), "100");
 }

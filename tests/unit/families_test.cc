@@ -145,6 +145,43 @@ TEST(Phi3, PartialRotaryAndWindow) {
   expect_refused(config, "'partial_rotary_factor'", ErrorCode::kDataLoss);  // 3 of 16
 }
 
+// Short or long is chosen once, by the context that the model is served with.
+TEST(Phi3, LongRope) {
+  Json config = config_of("Phi3ForCausalLM");
+  config["original_max_position_embeddings"] = 256;
+  config["rope_scaling"] = {
+      {"type", "longrope"}, {"short_factor", {1.0, 1.5, 2.0, 2.5}}, {"long_factor", {1, 3, 5, 7}}};
+  const auto served = [&](int context) {
+    return parse_hugging_face_config(config, nullptr, "dir/config.json", context).model.ropes[0];
+  };
+  const std::vector<float> longer{1, 3, 5, 7}, shorter{1, 1.5, 2, 2.5};
+  EXPECT_EQ(served(0).factors, longer);  // the model's own 2048
+  EXPECT_EQ(served(257).factors, longer);
+  EXPECT_EQ(served(256).factors, shorter);
+  for (const int context : {0, 256}) {
+    EXPECT_FLOAT_EQ(served(context).magnitude, std::sqrt(1 + std::log(8.0f) / std::log(256.0f)));
+  }
+  RopeConfig plain = served(0);
+  plain.scaling = RopeConfig::Scaling::kNone;
+  const auto frequencies = inverse_frequencies(served(0));
+  ASSERT_EQ(frequencies.size(), 4u);
+  for (size_t i = 0; i < 4; ++i) {
+    EXPECT_FLOAT_EQ(frequencies[i], inverse_frequencies(plain)[i] / longer[i]);
+  }
+  config["rope_scaling"]["attention_factor"] = 1.5;
+  EXPECT_FLOAT_EQ(served(0).magnitude, 1.5f);
+  config["rope_scaling"]["type"] = "yarn";
+  expect_refused(config, "'yarn' is not known; known are default, linear, llama3, longrope");
+  config["rope_scaling"]["type"] = "su";
+  EXPECT_EQ(served(0).factors, longer);
+  config["rope_scaling"]["long_factor"] = {1, 3, 5};
+  expect_refused(config, "'long_factor' is not a list of 4 positive", ErrorCode::kDataLoss);
+  config["rope_scaling"]["long_factor"] = {1, 3, 5, 0};
+  expect_refused(config, "'long_factor'", ErrorCode::kDataLoss);
+  config.erase("original_max_position_embeddings");
+  expect_refused(config, "'original_max_position_embeddings'", ErrorCode::kDataLoss);
+}
+
 TEST(Mixtral, AllLayersHaveExperts) {
   Json config = config_of("MixtralForCausalLM");
   config["num_local_experts"] = 8;
@@ -241,6 +278,7 @@ TEST(Families, BothFormatsGiveOneConfiguration) {
     for (size_t i = 0; i < a->config().ropes.size(); ++i) {
       EXPECT_EQ(inverse_frequencies(a->config().ropes[i]),
                 inverse_frequencies(b->config().ropes[i]));
+      EXPECT_FLOAT_EQ(a->config().ropes[i].magnitude, b->config().ropes[i].magnitude);
     }
     const LayerConfig& one = a->config().layers[0];
     const LayerConfig& other = b->config().layers[0];
