@@ -5,8 +5,10 @@
 #include <cmath>
 #include <filesystem>
 
+#include "base/thread_pool.h"
 #include "runtime/model/hf_config.h"
 #include "runtime/model/kv_cache.h"
+#include "runtime/model/stage_costs.h"
 #include "runtime/model/weight_source.h"
 #include "tests/support/errors.h"
 #include "tests/support/model_fixture.h"
@@ -229,6 +231,26 @@ TEST(Qwen3Moe, DenseLayersAreThoseThatTheConfigurationNames) {
   EXPECT_EQ(experts_of(parse(config)), std::vector<bool>(7, false));
   config.erase("num_experts");
   expect_refused(config, "num_local_experts", ErrorCode::kDataLoss);
+}
+
+TEST(Experts, CostWhatIsReadOfThem) {
+  const ExpertConfig eight{8, 2, 0, true};
+  EXPECT_DOUBLE_EQ(experts_read(eight, 1), 2);
+  EXPECT_DOUBLE_EQ(experts_read(eight, 2), 3.5);  // the second token's two: 3/4 are new
+  EXPECT_NEAR(experts_read(eight, 1000), 8, 1e-9);
+  // Layers 1 and 3 have 6 experts of 24 where the others have a feed-forward of 72.
+  const auto source = open_model(fixture_model(TRIREME_FIXTURES, "qwen3moe-mixed").path);
+  ThreadPool pool(1);
+  const auto backend = make_cpu_backend(pool, CpuIsa::kReference);
+  const StageCosts costs = stage_costs(*source, *backend);
+  ASSERT_EQ(costs.layers.size(), 5u);
+  EXPECT_EQ(costs.layers[1], costs.layers[3]);
+  EXPECT_EQ(costs.layers[0], costs.layers[2]);
+  const double matrices = 3 * 48 * 4;  // bytes of a row of gate, up and down
+  const double more = matrices * (experts_read({6, 2, 24, true}, 16) * 24 - 72);
+  const double router = 6 * 48 * 4;
+  const double activations = 16.0 * 4 * 4 * (2 * (24 + 48) - 72);
+  EXPECT_NEAR(costs.layers[1] - costs.layers[0], more + router + activations, 1);
 }
 
 TEST(Families, UnknownOnesAreRefusedWithTheList) {

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "parallel/balance.h"
 #include "parallel/shard.h"
 #include "parallel/topology.h"
 
@@ -188,6 +189,17 @@ TEST(TensorShards, ExpertsWholeOrInParts) {
   EXPECT_EQ(shards[1].experts, (Part{0, 1}));
   EXPECT_EQ(shards[1].expert_ffn, (Part{64, 32}));
   EXPECT_EQ(shards[2].experts, (Part{1, 1}));
+}
+
+// Where a model brings no costs: experts count as often as a token goes to them.
+TEST(Stages, ExpertsCostWhatATokenMultiplies) {
+  ModelShape dense = smollm2(), sparse = smollm2();
+  dense.ffn = 2 * 96;
+  sparse.ffn = 0;
+  sparse.experts = 60;
+  sparse.experts_per_token = 2;
+  sparse.expert_ffn = 96;
+  EXPECT_EQ(costs_of(sparse).layers, costs_of(dense).layers);
 }
 
 TEST(TensorShards, TinyVocabularies) {
