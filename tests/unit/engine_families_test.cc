@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <future>
 #include <map>
 
 #include "tests/unit/engine_world.h"
@@ -106,6 +107,34 @@ TEST_P(EngineFamilies, Preempted) {
     expect_baseline(world.run(requests()), std::string("tiny pool on ") + layout);
     EXPECT_GT(world.engine().stats().scheduler.preemptions, 0u) << layout;
   }
+}
+
+// The figures of every step, as the engine's own thread sees them.
+TEST_P(EngineFamilies, BlocksBehindWindowsAreFreed) {
+  auto options = options_of("tensor=1");
+  options.max_chunk = 16;
+  EngineWorld world(options);
+  Sequence sequence = random_sequence(4, kVocab, 100, 80, false);
+  sequence.id = 1;
+  int64_t positions = 100;
+  std::promise<void> over;
+  world.engine().set_sink([&](std::vector<EngineEvent>&& events) {
+    const EngineStats stats = world.engine().stats();
+    for (const EngineEvent& event : events) {
+      positions += event.token >= 0;
+      if (event.finish != FinishReason::kNone) over.set_value();
+    }
+    int64_t most = 0;  // with a chunk ahead, at any offset
+    for (const int window : family().windows) {
+      most += window > 0 ? (window + 16 + 15) / 16 + 1 : (positions + 15) / 16;
+    }
+    EXPECT_LE(stats.scheduler.kv.used, most) << "at " << positions;
+  });
+  ASSERT_TRUE(world.engine().submit({sequence}));
+  over.get_future().wait();
+  world.engine().set_sink(nullptr);  // the last step's call has returned
+  EXPECT_GT(positions, 140);
+  EXPECT_EQ(world.engine().stats().scheduler.kv.used, 0);
 }
 
 TEST_P(EngineFamilies, Resumed) {
