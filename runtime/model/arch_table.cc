@@ -101,6 +101,9 @@ constexpr auto kQwen3Gguf = std::to_array<std::string_view>({"qwen3"});
 constexpr auto kQwen3MoeHf = std::to_array<std::string_view>({"Qwen3MoeForCausalLM"});
 constexpr auto kQwen3MoeGguf = std::to_array<std::string_view>({"qwen3moe"});
 constexpr auto kGemma3Hf = std::to_array<std::string_view>({"Gemma3ForCausalLM"});
+constexpr auto kGemma3Wrapped = std::to_array<std::string_view>({"Gemma3ForConditionalGeneration"});
+constexpr auto kGemma3Prefixes =
+    std::to_array<std::string_view>({"language_model.model.", "model.language_model."});
 constexpr auto kGemma3Gguf = std::to_array<std::string_view>({"gemma3"});
 constexpr auto kPhi3Hf = std::to_array<std::string_view>({"Phi3ForCausalLM"});
 constexpr auto kPhi3Gguf = std::to_array<std::string_view>({"phi3"});
@@ -157,6 +160,11 @@ constexpr auto kArchitectures = std::to_array<Architecture>({
     {.name = "gemma3",
      .hugging_face = kGemma3Hf,
      .gguf = kGemma3Gguf,
+     .wrapped_in = kGemma3Wrapped,
+     .wrapped_prefixes = kGemma3Prefixes,
+     .wrapped_defaults = R"({"vocab_size": 262208, "num_attention_heads": 8,
+       "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
+       "sliding_window": 4096, "query_pre_attn_scalar": 256})",
      .tensors = kDecoderTensors,
      .own_tensors = kGemma3Tensors,
      .qkv_bias = Presence::kConfigured,
@@ -246,7 +254,7 @@ const Architecture& find_hugging_face_architecture(std::span<const std::string> 
                                                    const std::string& where) {
   for (const Architecture& row : kArchitectures) {
     for (const std::string& name : names) {
-      if (contains(row.hugging_face, name)) return row;
+      if (contains(row.hugging_face, name) || contains(row.wrapped_in, name)) return row;
     }
   }
   fail(ErrorCode::kUnimplemented, "{}: architecture '{}' is not known; known are {}", where,

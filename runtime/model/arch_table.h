@@ -64,6 +64,12 @@ struct Architecture {
   std::string_view name;                           // ours, and ModelConfig::architecture
   std::span<const std::string_view> hugging_face;  // config.json's "architectures"
   std::span<const std::string_view> gguf;          // "general.architecture"
+  // Of "architectures" again: models of more than text, whose language model this is. Its
+  // configuration is in "text_config"; the names of its tensors begin with one of these instead of
+  // "model.".
+  std::span<const std::string_view> wrapped_in{};
+  std::span<const std::string_view> wrapped_prefixes{};
+  std::string_view wrapped_defaults{};  // JSON: what transformers takes for fields left out there
   std::span<const TensorName> tensors;
   std::span<const TensorName> own_tensors{};  // instead of those of the same canonical name
   Presence qkv_bias = Presence::kNever;

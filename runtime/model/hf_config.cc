@@ -1,5 +1,6 @@
 #include "runtime/model/hf_config.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -55,6 +56,25 @@ void refuse_unknown_features(const JsonFields& fields, const Architecture& archi
            softcap);
     }
   }
+}
+
+// The configuration of the language model within a wrapper's; null where the file is of it alone.
+Json language_model(const JsonFields& file, const Architecture& architecture,
+                    const std::vector<std::string>& names) {
+  const auto& wrapped = architecture.wrapped_in;
+  const bool is_wrapped = std::any_of(names.begin(), names.end(), [&](const std::string& name) {
+    return std::find(wrapped.begin(), wrapped.end(), name) != wrapped.end();
+  });
+  if (!is_wrapped) return nullptr;
+  const Json* text = file.find("text_config");
+  if (text == nullptr || !text->is_object()) {
+    fail(ErrorCode::kDataLoss, "{}: field 'text_config' is missing or not an object", file.what());
+  }
+  Json merged = Json::parse(architecture.wrapped_defaults);
+  for (const auto& [key, value] : text->items()) {
+    if (!value.is_null() || !merged.contains(key)) merged[key] = value;
+  }
+  return merged;
 }
 
 bool present(Presence rule, const JsonFields& fields) {
@@ -317,18 +337,26 @@ std::vector<int32_t> eos_ids(const Json& config, const std::string& what) {
 
 HuggingFaceConfig parse_hugging_face_config(const Json& config, const Json* generation,
                                             const std::string& path, int context) {
-  const JsonFields fields(config, path);
+  const JsonFields file(config, path);
   HuggingFaceConfig result;
-  result.architecture = &find_hugging_face_architecture(architecture_names(fields), path);
-  refuse_unknown_features(fields, *result.architecture);
+  const auto names = architecture_names(file);
+  result.architecture = &find_hugging_face_architecture(names, path);
+  refuse_unknown_features(file, *result.architecture);
+  const Json own = language_model(file, *result.architecture, names);
+  const JsonFields fields(own.is_null() ? config : own, path);
+  if (!own.is_null()) refuse_unknown_features(fields, *result.architecture);
   result.model = Parser(fields, *result.architecture, context).parse();
-  result.model.name = fields.string("_name_or_path").value_or("");
+  result.model.name = file.string("_name_or_path").value_or("");
   result.tied_embeddings = fields.boolean("tie_word_embeddings");
   result.model.tied_embeddings = result.tied_embeddings.value_or(false);
   if (generation != nullptr) {
     result.model.eos_ids = eos_ids(*generation, path + ": generation_config.json");
   }
-  if (result.model.eos_ids.empty()) result.model.eos_ids = eos_ids(config, path);
+  for (const Json* one : {&config, &own}) {
+    if (one->is_object() && result.model.eos_ids.empty()) {
+      result.model.eos_ids = eos_ids(*one, path);
+    }
+  }
   check_config(result.model, path);
   return result;
 }

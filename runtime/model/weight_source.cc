@@ -138,14 +138,15 @@ class HuggingFaceSource : public MappedSource {
     files_.emplace(directory);
     if (!parsed.tied_embeddings) {
       config_.tied_embeddings =
-          files_->find(hugging_face_place(*parsed.architecture, "head.weight").name) == nullptr;
+          find_in_files(*parsed.architecture,
+                        hugging_face_place(*parsed.architecture, "head.weight").name) == nullptr;
     }
     if (config_.name.empty()) {
       config_.name = std::filesystem::path(directory).lexically_normal().filename().string();
     }
     for (const TensorShape& wanted : model_tensors(config_)) {
       const auto [name, rows] = hugging_face_place(*parsed.architecture, wanted.name);
-      const auto* entry = files_->find(name);
+      const auto* entry = find_in_files(*parsed.architecture, name);
       if (entry == nullptr) missing(name);
       const SafeTensor& found = entry->tensor;
       SourceTensor tensor = check_tensor(
@@ -159,6 +160,19 @@ class HuggingFaceSource : public MappedSource {
   }
 
  private:
+  // By its name, or by the one that it has within a wrapper.
+  const SafetensorsDirectory::Entry* find_in_files(const Architecture& architecture,
+                                                   const std::string& name) const {
+    constexpr std::string_view kUsual = "model.";
+    const auto* entry = files_->find(name);
+    if (entry != nullptr || !name.starts_with(kUsual)) return entry;
+    for (const std::string_view prefix : architecture.wrapped_prefixes) {
+      entry = files_->find(std::string(prefix) + name.substr(kUsual.size()));
+      if (entry != nullptr) return entry;
+    }
+    return nullptr;
+  }
+
   static HuggingFaceConfig read_config(const std::string& directory, int context) {
     const std::string path = directory + "/config.json";
     const std::string generation_path = directory + "/generation_config.json";

@@ -3,7 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 
 #include "base/thread_pool.h"
 #include "runtime/model/hf_config.h"
@@ -11,6 +14,7 @@
 #include "runtime/model/stage_costs.h"
 #include "runtime/model/weight_source.h"
 #include "tests/support/errors.h"
+#include "tests/support/model_files.h"
 #include "tests/support/model_fixture.h"
 
 namespace trireme {
@@ -129,6 +133,61 @@ TEST(Gemma3, OtherVariantsAreRefusedByName) {
   other = config;
   other["layer_types"] = std::vector<std::string>(7, "chunked_attention");
   expect_refused(other, "'chunked_attention' is not known for gemma3");
+}
+
+// The language model of a checkpoint that sees pictures too, by both of the names that its tensors
+// have had.
+TEST(Gemma3, WithinAWrapper) {
+  const std::string folder = fixture_model(TRIREME_FIXTURES, "gemma3").path;
+  const auto plain = open_model(folder);
+  std::ifstream in(folder + "/model.safetensors", std::ios::binary);
+  const std::string file{std::istreambuf_iterator<char>(in), {}};
+  uint64_t length = 0;
+  std::memcpy(&length, file.data(), sizeof length);
+  for (const std::string prefix : {"language_model.model.", "model.language_model."}) {
+    const Json stored = Json::parse(file.substr(8, length));
+    Json header;
+    for (const auto& [name, value] : stored.items()) {
+      const bool renamed = name.starts_with("model.");
+      header[renamed ? prefix + name.substr(6) : name] = value;
+    }
+    const TempDirectory directory;
+    std::string text = header.dump();
+    text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data are aligned
+    directory.write("model.safetensors", Bytes().string(text).text() + file.substr(8 + length));
+    Json config = {{"architectures", {"Gemma3ForConditionalGeneration"}},
+                   {"eos_token_id", {1, 106}},
+                   {"vision_config", {{"hidden_size", 1152}}},
+                   {"text_config", read_json_file(folder + "/config.json")}};
+    directory.write("config.json", config.dump());
+    const auto wrapped = open_model(directory.path());
+    EXPECT_EQ(wrapped->config().layers, plain->config().layers);
+    EXPECT_EQ(wrapped->config().ropes, plain->config().ropes);
+    EXPECT_EQ(wrapped->config().tied_embeddings, true);
+    EXPECT_EQ(wrapped->config().eos_ids, (std::vector<int32_t>{1, 106}));
+    ASSERT_EQ(wrapped->tensors().size(), plain->tensors().size());
+    for (const SourceTensor& tensor : plain->tensors()) {
+      const auto other = wrapped->find(tensor.name);
+      ASSERT_TRUE(other) << tensor.name;
+      EXPECT_EQ(
+          std::memcmp(tensor.data, other->data, static_cast<size_t>(tensor.rows * tensor.cols) * 4),
+          0);
+    }
+    config.erase("text_config");
+    directory.write("config.json", config.dump());
+    const Error error = error_of([&] { open_model(directory.path()); });
+    EXPECT_NE(std::string(error.what()).find("'text_config'"), std::string::npos) << error.what();
+  }
+  // What transformers does not write, since it is its default.
+  Json text = {{"hidden_size", 64}, {"intermediate_size", 128}, {"num_hidden_layers", 2}};
+  text["head_dim"] = nullptr;
+  const Json config = {{"architectures", {"Gemma3ForConditionalGeneration"}},
+                       {"text_config", text}};
+  const ModelConfig model = parse(config);
+  EXPECT_EQ(model.q_heads, 8);
+  EXPECT_EQ(model.head_dim, 256);
+  EXPECT_EQ(model.layers[0].window, 4096);
+  EXPECT_FLOAT_EQ(model.layers[0].attention_scale, 1.0f / 16);
 }
 
 TEST(Phi3, PartialRotaryAndWindow) {
@@ -255,7 +314,7 @@ TEST(Experts, CostWhatIsReadOfThem) {
 
 TEST(Families, UnknownOnesAreRefusedWithTheList) {
   for (const char* name : {"GptOssForCausalLM", "Gemma2ForCausalLM", "Qwen2MoeForCausalLM",
-                           "Gemma3ForConditionalGeneration", "MinistralForCausalLM"}) {
+                           "Gemma3nForConditionalGeneration", "MinistralForCausalLM"}) {
     expect_refused(config_of(name), std::string("'") + name + "' is not known");
   }
   expect_refused(config_of("X"),
