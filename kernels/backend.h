@@ -103,6 +103,27 @@ struct AttentionParams {
 
 enum class Activation : uint8_t { kSilu, kGeluTanh };
 
+// A layer's experts as one rank has them.
+struct ExpertLayer {
+  const Weight* router = nullptr;  // [experts, hidden]: all of them, on every rank
+  // Of the experts [first, first + gate.size()): [ffn, hidden], [ffn, hidden], [hidden, ffn]. Gate
+  // and up are made by one call of make_weights, in turn, and down by another.
+  std::span<const Weight> gate, up, down;
+  int first = 0;
+  int per_token = 1;
+  bool normalize = true;  // the weights of a token's experts are made to sum to 1
+  Activation activation = Activation::kSilu;
+};
+
+// What the scratch of experts() follows from.
+struct ExpertShape {
+  int experts = 0;
+  int per_token = 0;
+  int held = 0;  // by this rank
+  int64_t hidden = 0;
+  int64_t ffn = 0;  // of an expert on this rank
+};
+
 // What a step's plan says, in host memory that stays as it is until the next begin_step().
 struct StepInputs {
   std::span<const int32_t> tokens;
@@ -243,6 +264,11 @@ class Backend {
   virtual void add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
                             MatrixView out) = 0;
 
+  // residual += rms_norm(delta), weighted with delta_norm; then as add_rms_norm. `delta` is scratch
+  // afterwards.
+  virtual void add_normed(MatrixView residual, MatrixView delta, const float* delta_norm,
+                          const float* weight, float eps, MatrixView out) = 0;
+
   // Several weights that share x, in one go (QKV, gate+up). A part's out is of the activation type
   // or float32 (logits, and the residual stream with `accumulate`).
   virtual void linear(MatrixView x, std::span<const LinearPart> parts) = 0;
@@ -264,6 +290,14 @@ class Backend {
     linear(norm != nullptr ? normed : x, parts);
     gated_activation(parts[0].out, parts[1].out, activation, parts[0].out);
   }
+
+  // Each token goes to the per_token experts of the largest softmax(x routerᵀ), the lower number
+  // first where two are equal: out (+)= the sum over those that this rank has, by rising number, of
+  // weight * down(activation(gate x) * up x). Rows of an expert are multiplied together. x is of
+  // the activation type, out too or, with `accumulate`, float32. `scratch`: expert_scratch_bytes().
+  virtual void experts(MatrixView x, const ExpertLayer& layer, MatrixView scratch, MatrixView out,
+                       bool accumulate) = 0;
+  virtual int64_t expert_scratch_bytes(const ExpertShape& shape, int64_t tokens) const = 0;
 
   virtual void prepare_qkv(const QkvPrepare& qkv, std::span<const AttentionRow> rows,
                            const KvLayerView& kv) = 0;

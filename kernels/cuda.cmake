@@ -22,8 +22,9 @@ foreach(source IN LISTS cuda_common)
 endforeach()
 foreach(element bf16 f16)
   set(module trireme_cuda_${element})
-  add_library(${module} MODULE ${element_kernels} cuda/backend.cc cuda/backend_peers.cc
-              cuda/cublas_gemm.cc cuda/module.cc cuda/streams.cc cuda/weight_upload.cc
+  add_library(${module} MODULE ${element_kernels} cuda/backend.cc cuda/backend_experts.cc
+              cuda/backend_peers.cc cuda/cublas_gemm.cc cuda/module.cc cuda/streams.cc
+              cuda/weight_upload.cc
               $<TARGET_OBJECTS:trireme_cuda_common>)
   target_link_libraries(${module} PRIVATE trireme_options trireme_kernels CUDA::cudart_static
                         CUDA::cublasLt)

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "launch/bench_load.h"
+#include "runtime/model/stage_costs.h"
 #include "runtime/trace/device_track.h"
 
 namespace trireme {
@@ -17,24 +18,30 @@ double median(std::vector<double> values) {
 }
 
 struct ModelCost {
-  double bytes = 0;    // weights read per step
+  double bytes = 0;    // weights read per step; of experts about
   double weights = 0;  // multiplied per token, head excluded
   double head = 0;     // weights of the head, multiplied per sampled token
 };
 
-ModelCost cost_of(const WeightSource& source, const Backend& backend) {
+// Of steps of `rows` tokens.
+ModelCost cost_of(const WeightSource& source, const Backend& backend, int rows) {
   ModelCost cost;
+  const ExpertConfig experts = source.config().experts();
   const bool untied = source.find("head.weight").has_value();
   for (const auto& tensor : source.tensors()) {
     const double elements = static_cast<double>(tensor.rows) * static_cast<double>(tensor.cols);
     const bool embed = tensor.name == "embed.weight";
     if (embed && untied) continue;
     WeightSlice slice{tensor.format, tensor.rows, tensor.cols, 0, tensor.cols, {}};
-    if (tensor.rows > 1) cost.bytes += static_cast<double>(backend.weight_bytes(slice));
+    const bool expert = tensor.name.find(".experts.") != std::string::npos;
+    const double read = expert ? experts_read(experts, rows) / experts.experts : 1;
+    const double multiplied =
+        expert ? static_cast<double>(experts.experts_per_token) / experts.experts : 1;
+    if (tensor.rows > 1) cost.bytes += read * static_cast<double>(backend.weight_bytes(slice));
     if (embed || tensor.name == "head.weight")
       cost.head = elements;
     else if (tensor.rows > 1)
-      cost.weights += elements;
+      cost.weights += multiplied * elements;
   }
   return cost;
 }
@@ -103,7 +110,8 @@ class IdleShare {
 
 nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOptions& options,
                                     const MachineLimits& limits) {
-  const ModelCost cost = cost_of(session.instance().source(), session.instance().backend());
+  const ModelCost cost =
+      cost_of(session.instance().source(), session.instance().backend(), options.batch);
   std::vector<double> rates;
   IdleShare idle(session.instance(), options);
   session.run([&](Frontend& frontend) {
@@ -149,7 +157,8 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
 nlohmann::ordered_json bench_prefill(OfflineSession& session, const BenchModelOptions& options,
                                      const MachineLimits& limits) {
   Instance& instance = session.instance();
-  const ModelCost cost = cost_of(instance.source(), instance.backend());
+  const ModelCost cost =
+      cost_of(instance.source(), instance.backend(), options.batch * options.prompt);
   std::vector<double> times;
   session.run([&](Frontend& frontend) {
     for (int i = 0; i <= options.repeats; ++i) {

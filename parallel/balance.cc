@@ -152,7 +152,9 @@ StageCosts costs_of(const ModelShape& model) {
   StageCosts costs = model.costs;
   if (!costs.layers.empty()) return costs;
   const double heads = 2.0 * model.head_dim * (model.q_heads + model.kv_heads);
-  costs.layers.assign(static_cast<size_t>(model.layers), heads + 3.0 * model.ffn);
+  const double ffn =
+      model.experts > 0 ? 1.0 * model.experts_per_token * model.expert_ffn : model.ffn;
+  costs.layers.assign(static_cast<size_t>(model.layers), heads + 3.0 * ffn);
   costs.last = static_cast<double>(model.vocab);
   return costs;
 }

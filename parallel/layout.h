@@ -22,9 +22,13 @@ struct ModelShape {
   int q_heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
-  int ffn = 0;
+  int ffn = 0;  // 0: every layer has experts instead
   int64_t vocab = 0;
   int64_t ffn_multiple = 1;  // feed-forward cuts fall on multiples of this (block formats)
+  int experts = 0;           // of a layer that has any
+  int experts_per_token = 0;
+  int expert_ffn = 0;
+  int64_t expert_ffn_multiple = 1;
   bool tied_embeddings = false;
   StageCosts costs{};
 };
@@ -65,7 +69,9 @@ struct TensorShard {
   Part q_heads;
   Part kv_heads;
   Part ffn;
-  Part vocab;  // of embedding and head
+  Part experts;
+  Part expert_ffn;  // of each of them
+  Part vocab;       // of embedding and head
   // The first of the ranks that share this rank's KV heads computes them for the account of
   // unique KV bytes; false on the replicas.
   bool kv_owner = true;

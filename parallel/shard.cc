@@ -13,6 +13,11 @@ Part even_part(int64_t count, int64_t parts, int64_t i) {
   return {i * base + std::min(i, extra), base + (i < extra ? 1 : 0)};
 }
 
+// What experts can be cut into at most.
+int64_t expert_parts(const ModelShape& model) {
+  return model.experts * (model.expert_ffn / model.expert_ffn_multiple);
+}
+
 void cut_heads(const ModelShape& model, std::vector<TensorShard>& shards) {
   const int64_t tensor = static_cast<int64_t>(shards.size());
   const int64_t group = model.q_heads / model.kv_heads;
@@ -72,6 +77,7 @@ std::vector<int64_t> level_units(int64_t units, double unit_cost,
 }
 
 void cut_ffn(const ModelShape& model, std::vector<TensorShard>& shards) {
+  if (model.ffn == 0) return;
   // Parameters per row of `hidden`: q and o rows, k and v rows; gate, up and down.
   std::vector<double> attention;
   for (const TensorShard& shard : shards) {
@@ -84,6 +90,29 @@ void cut_ffn(const ModelShape& model, std::vector<TensorShard>& shards) {
   for (size_t rank = 0; rank < shards.size(); ++rank) {
     shards[rank].ffn = {begin, counts[rank] * model.ffn_multiple};
     begin = shards[rank].ffn.end();
+  }
+}
+
+void cut_experts(const ModelShape& model, std::vector<TensorShard>& shards) {
+  if (model.experts == 0) return;
+  const int64_t tensor = static_cast<int64_t>(shards.size());
+  if (tensor <= model.experts) {
+    for (int64_t rank = 0; rank < tensor; ++rank) {
+      TensorShard& shard = shards[static_cast<size_t>(rank)];
+      shard.experts = even_part(model.experts, tensor, rank);
+      shard.expert_ffn = {0, model.expert_ffn};
+    }
+    return;
+  }
+  const int64_t multiple = model.expert_ffn_multiple;
+  for (int64_t expert = 0; expert < model.experts; ++expert) {
+    const Part ranks = even_part(tensor, model.experts, expert);
+    for (int64_t i = 0; i < ranks.count; ++i) {
+      const Part units = even_part(model.expert_ffn / multiple, ranks.count, i);
+      TensorShard& shard = shards[static_cast<size_t>(ranks.begin + i)];
+      shard.experts = {expert, 1};
+      shard.expert_ffn = {units.begin * multiple, units.count * multiple};
+    }
   }
 }
 
@@ -112,23 +141,32 @@ void check_model_shape(const ModelShape& model) {
   positive("q_heads", model.q_heads);
   positive("kv_heads", model.kv_heads);
   positive("head_dim", model.head_dim);
-  positive("ffn", model.ffn);
+  if (model.experts == 0 || model.ffn != 0) positive("ffn", model.ffn);
   positive("vocab", model.vocab);
   positive("ffn_multiple", model.ffn_multiple);
+  if (model.experts != 0) {
+    positive("experts", model.experts);
+    positive("expert_ffn", model.expert_ffn);
+    positive("expert_ffn_multiple", model.expert_ffn_multiple);
+  }
   if (model.q_heads % model.kv_heads != 0) {
     fail(ErrorCode::kInvalidArgument, "model: {} query heads are no multiple of {} KV heads",
          model.q_heads, model.kv_heads);
   }
-  if (model.ffn % model.ffn_multiple != 0) {
+  const auto whole = [](int64_t width, int64_t multiple) {
+    if (width % multiple == 0) return;
     fail(ErrorCode::kInvalidArgument,
          "model: the feed-forward size {} is no multiple of {}, at which its weights can be cut",
-         model.ffn, model.ffn_multiple);
-  }
+         width, multiple);
+  };
+  whole(model.ffn, model.ffn_multiple);
+  whole(model.expert_ffn, model.expert_ffn_multiple);
 }
 
 int max_tensor(const ModelShape& model) {
-  const int64_t most =
-      std::min<int64_t>({model.q_heads, model.ffn / model.ffn_multiple, model.vocab});
+  int64_t most = std::min<int64_t>(model.q_heads, model.vocab);
+  if (model.ffn > 0) most = std::min(most, model.ffn / model.ffn_multiple);
+  if (model.experts > 0) most = std::min(most, expert_parts(model));
   return static_cast<int>(most);
 }
 
@@ -139,11 +177,13 @@ std::vector<TensorShard> cut_stage(const ModelShape& model, int tensor) {
          most, what);
   };
   at_most("query heads", model.q_heads);
-  at_most("feed-forward blocks", model.ffn / model.ffn_multiple);
+  if (model.ffn > 0) at_most("feed-forward blocks", model.ffn / model.ffn_multiple);
+  if (model.experts > 0) at_most("blocks of experts", expert_parts(model));
   at_most("vocabulary entries", model.vocab);
   std::vector<TensorShard> shards(static_cast<size_t>(tensor));
   cut_heads(model, shards);
   cut_ffn(model, shards);
+  cut_experts(model, shards);
   cut_vocab(model, shards);
   return shards;
 }

@@ -172,7 +172,7 @@ void Instance::State::open() {
     });
   }
   together(*control, [&] {
-    source = open_model(options.model, options.load_format);
+    source = open_model(options.model, options.load_format, options.max_context);
     const int threads = options.threads > 0 ? options.threads : default_threads(local_size);
     if (options.threads < 0 || options.threads > 1024) {
       fail(ErrorCode::kInvalidArgument, "threads: {} is not in [0, 1024]", options.threads);

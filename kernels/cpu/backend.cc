@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/experts.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/rope_cache.h"
@@ -29,6 +30,9 @@ class CpuBackend final : public Backend {
         ops_(ops_of(isa)),
         reference_(reference_ops()),
         linear_(pool, ops_),
+        experts_(
+            linear_, ops_,
+            [this](int64_t rows, int64_t cols, const auto& each) { for_rows(rows, cols, each); }),
         attention_(pool, ops_),
         scalar_attention_(pool, reference_),
         row_scratch_(static_cast<size_t>(pool.size())) {}
@@ -83,7 +87,25 @@ class CpuBackend final : public Backend {
     });
   }
 
+  void add_normed(MatrixView residual, MatrixView delta, const float* delta_norm,
+                  const float* weight, float eps, MatrixView out) override {
+    for_rows(residual.rows, residual.cols, [&](int64_t row) {
+      ops_.rms_norm(delta.f32(row), delta_norm, eps, delta.cols, delta.f32(row));
+      ops_.add(residual.f32(row), delta.f32(row), residual.cols);
+      if (weight == nullptr) return;
+      ops_.rms_norm(residual.f32(row), weight, eps, residual.cols, out.f32(row));
+    });
+  }
+
   void linear(MatrixView x, std::span<const LinearPart> parts) override { linear_.run(x, parts); }
+
+  void experts(MatrixView x, const ExpertLayer& layer, MatrixView scratch, MatrixView out,
+               bool accumulate) override {
+    experts_.run(x, layer, scratch, out, accumulate);
+  }
+  int64_t expert_scratch_bytes(const ExpertShape& shape, int64_t tokens) const override {
+    return Experts::scratch_bytes(shape, tokens);
+  }
 
   void prepare_qkv(const QkvPrepare& qkv, std::span<const AttentionRow> rows,
                    const KvLayerView& kv) override;
@@ -144,6 +166,7 @@ class CpuBackend final : public Backend {
   const Ops& ops_;
   const Ops& reference_;
   Linear linear_;
+  Experts experts_;
   Attention attention_;
   Attention scalar_attention_;
   RopeCache rope_cache_;

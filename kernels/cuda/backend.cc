@@ -358,6 +358,12 @@ void CudaBackend::add_rms_norm(MatrixView residual, MatrixView delta, const floa
                   residual.cols, out.data, stream_);
 }
 
+void CudaBackend::add_normed(MatrixView residual, MatrixView delta, const float* delta_norm,
+                             const float* weight, float eps, MatrixView out) {
+  launch_add_normed(residual.f32(), delta.data, delta.stride, delta_norm, weight, eps,
+                    residual.rows, residual.cols, out.data, stream_);
+}
+
 void CudaBackend::gated_activation(MatrixView gate, MatrixView up, Activation activation,
                                    MatrixView out) {
   launch_gated_activation(gate.data, gate.stride, up.data, up.stride,

@@ -62,11 +62,16 @@ class CudaBackend final : public Backend {
   void rms_norm(MatrixView x, const float* weight, float eps, MatrixView out) override;
   void add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
                     MatrixView out) override;
+  void add_normed(MatrixView residual, MatrixView delta, const float* delta_norm,
+                  const float* weight, float eps, MatrixView out) override;
   void linear(MatrixView x, std::span<const LinearPart> parts) override;
   void norm_linear(MatrixView x, const float* norm, float eps, MatrixView normed,
                    std::span<const LinearPart> parts) override;
   void gated_linear(MatrixView x, const float* norm, float eps, MatrixView normed,
                     std::span<const LinearPart, 2> parts, Activation activation) override;
+  void experts(MatrixView x, const ExpertLayer& layer, MatrixView scratch, MatrixView out,
+               bool accumulate) override;
+  int64_t expert_scratch_bytes(const ExpertShape& shape, int64_t tokens) const override;
   void prepare_qkv(const QkvPrepare& qkv, std::span<const AttentionRow> rows,
                    const KvLayerView& kv) override;
   void paged_attention(MatrixView q, const AttentionParams& params,

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/block_sum.cuh"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/dependent_launch.cuh"
@@ -29,13 +30,34 @@ __global__ void embed_kernel(const __grid_constant__ Embed embed, float* out) {
   }
 }
 
-// One block a row; kPerThread float4 of the row stay in registers between the two passes.
+__device__ float4 load_delta(const Element* delta) {
+  const uint2 bits = *reinterpret_cast<const uint2*>(delta);
+  const float2 low = widen(reinterpret_cast<const Element2&>(bits.x));
+  const float2 high = widen(reinterpret_cast<const Element2&>(bits.y));
+  return make_float4(low.x, low.y, high.x, high.y);
+}
+
+__device__ float square_sum(float4 v) { return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; }
+
+// One block a row; kPerThread float4 of the row stay in registers between the passes. With
+// `delta_norm` the row of `delta` is normalized before it is added.
 template <int kPerThread>
 __global__ void rms_norm_kernel(float* residual, const Element* delta, int64_t delta_stride,
-                                const float* weight, float eps, int cols, Element* out) {
+                                const float* delta_norm, const float* weight, float eps, int cols,
+                                Element* out) {
   wait_for_previous_kernel();
   let_next_kernel_start();
   float4* row = reinterpret_cast<float4*>(residual + int64_t{blockIdx.x} * cols);
+  if (delta != nullptr) delta += int64_t{blockIdx.x} * delta_stride;
+  float delta_inverse = 1.0f;
+  if (delta_norm != nullptr) {
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i * 4 < cols; i += blockDim.x) {
+      squares += square_sum(load_delta(delta + i * 4));
+    }
+    delta_inverse = rsqrtf(block_sum(squares) / static_cast<float>(cols) + eps);
+    __syncthreads();  // block_sum's memory is used again
+  }
   float4 kept[kPerThread];
   float squares = 0.0f;
 #pragma unroll
@@ -45,15 +67,17 @@ __global__ void rms_norm_kernel(float* residual, const Element* delta, int64_t d
     if (i * 4 >= cols) continue;
     float4 v = row[i];
     if (delta != nullptr) {
-      const uint2 bits =
-          *reinterpret_cast<const uint2*>(delta + int64_t{blockIdx.x} * delta_stride + i * 4);
-      const float2 low = widen(reinterpret_cast<const Element2&>(bits.x));
-      const float2 high = widen(reinterpret_cast<const Element2&>(bits.y));
-      v = make_float4(v.x + low.x, v.y + low.y, v.z + high.x, v.w + high.y);
+      float4 d = load_delta(delta + i * 4);
+      if (delta_norm != nullptr) {
+        const float4 w = reinterpret_cast<const float4*>(delta_norm)[i];
+        d = make_float4(d.x * delta_inverse * w.x, d.y * delta_inverse * w.y,
+                        d.z * delta_inverse * w.z, d.w * delta_inverse * w.w);
+      }
+      v = make_float4(v.x + d.x, v.y + d.y, v.z + d.z, v.w + d.w);
       row[i] = v;
     }
     kept[k] = v;
-    squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    squares += square_sum(v);
   }
   if (weight == nullptr) return;
   const float inverse = rsqrtf(block_sum(squares) / static_cast<float>(cols) + eps);
@@ -68,14 +92,6 @@ __global__ void rms_norm_kernel(float* residual, const Element* delta, int64_t d
     *reinterpret_cast<uint2*>(out + int64_t{blockIdx.x} * cols + i * 4) =
         *reinterpret_cast<const uint2*>(pair);
   }
-}
-
-__device__ float activate(float x, bool gelu_tanh) {
-  if (gelu_tanh) {
-    const float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-    return 0.5f * x * (1.0f + tanhf(inner));
-  }
-  return x / (1.0f + __expf(-x));
 }
 
 __global__ void gated_activation_kernel(const Element* gate, int64_t gate_stride, const Element* up,
@@ -153,13 +169,19 @@ void launch_embed(const Embed& embed, int64_t count, float* out, cudaStream_t st
 
 void launch_rms_norm(float* residual, const void* delta, int64_t delta_stride, const float* weight,
                      float eps, int64_t rows, int64_t cols, void* out, cudaStream_t stream) {
+  launch_add_normed(residual, delta, delta_stride, nullptr, weight, eps, rows, cols, out, stream);
+}
+
+void launch_add_normed(float* residual, const void* delta, int64_t delta_stride,
+                       const float* delta_norm, const float* weight, float eps, int64_t rows,
+                       int64_t cols, void* out, cudaStream_t stream) {
   if (rows == 0) return;
   const int vectors = static_cast<int>(cols / 4);
   const int threads = std::clamp((vectors + 31) / 32 * 32, 32, 512);
   const int per_thread = (vectors + threads - 1) / threads;
   const auto launch = [&](auto kernel) {
     launch_early(kernel, dim3(static_cast<unsigned>(rows)), threads, stream, residual,
-                 static_cast<const Element*>(delta), delta_stride, weight, eps,
+                 static_cast<const Element*>(delta), delta_stride, delta_norm, weight, eps,
                  static_cast<int>(cols), static_cast<Element*>(out));
   };
   if (per_thread <= 1) {

@@ -26,6 +26,11 @@ void launch_embed(const Embed& embed, int64_t count, float* out, cudaStream_t st
 void launch_rms_norm(float* residual, const void* delta, int64_t delta_stride, const float* weight,
                      float eps, int64_t rows, int64_t cols, void* out, cudaStream_t stream);
 
+// residual += delta / rms(delta) * delta_norm; then as launch_rms_norm.
+void launch_add_normed(float* residual, const void* delta, int64_t delta_stride,
+                       const float* delta_norm, const float* weight, float eps, int64_t rows,
+                       int64_t cols, void* out, cudaStream_t stream);
+
 // out = activation(gate) * up; elements, each with its own row stride; out may be gate.
 void launch_gated_activation(const void* gate, int64_t gate_stride, const void* up,
                              int64_t up_stride, bool gelu_tanh, int64_t rows, int64_t cols,

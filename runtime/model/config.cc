@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 #include "base/error.h"
 #include "runtime/model/config_check.h"
@@ -54,7 +55,14 @@ std::vector<float> inverse_frequencies(const RopeConfig& rope) {
   return inv_freq;
 }
 
-ModelShape ModelConfig::shape(int64_t ffn_multiple) const {
+ExpertConfig ModelConfig::experts() const {
+  for (const LayerConfig& layer : layers) {
+    if (layer.experts.experts > 0) return layer.experts;
+  }
+  return {};
+}
+
+ModelShape ModelConfig::shape(int64_t ffn_multiple, int64_t expert_ffn_multiple) const {
   ModelShape shape;
   shape.layers = static_cast<int>(layers.size());
   shape.hidden = hidden;
@@ -64,6 +72,11 @@ ModelShape ModelConfig::shape(int64_t ffn_multiple) const {
   shape.ffn = ffn;
   shape.vocab = vocab;
   shape.ffn_multiple = ffn_multiple;
+  const ExpertConfig expert = experts();
+  shape.experts = expert.experts;
+  shape.experts_per_token = expert.experts_per_token;
+  shape.expert_ffn = expert.expert_ffn;
+  shape.expert_ffn_multiple = expert_ffn_multiple;
   shape.tied_embeddings = tied_embeddings;
   return shape;
 }
@@ -74,6 +87,17 @@ int add_rope(ModelConfig& config, const RopeConfig& rope) {
   }
   config.ropes.push_back(rope);
   return static_cast<int>(config.ropes.size()) - 1;
+}
+
+void set_long_rope(RopeConfig& rope, std::vector<float> shorter, std::vector<float> longer,
+                   int64_t original, int64_t context) {
+  rope.scaling = RopeConfig::Scaling::kFactors;
+  rope.factors = std::move(context > original ? longer : shorter);
+}
+
+float long_rope_magnitude(double longest_over_original, double original) {
+  if (longest_over_original <= 1.0) return 1.0f;
+  return static_cast<float>(std::sqrt(1.0 + std::log(longest_over_original) / std::log(original)));
 }
 
 void check_config(const ModelConfig& config, const std::string& where) {

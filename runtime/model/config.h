@@ -20,15 +20,16 @@ struct RopeConfig {
   double low_freq_factor = 1.0;    // llama3
   double high_freq_factor = 4.0;   // llama3
   double original_context = 8192;  // llama3
-  std::vector<float> factors;      // kFactors: one divisor per frequency (GGUF's rope_freqs.weight)
+  // kFactors: one divisor per frequency (GGUF's rope_freqs.weight; longrope's for short or long).
+  std::vector<float> factors;
+  float magnitude = 1.0f;  // of what is rotated
   bool operator==(const RopeConfig&) const = default;
 };
 
 // inv_freq[rotary_dim / 2] in float32, every scaling rule applied, computed as Hugging Face does.
 std::vector<float> inverse_frequencies(const RopeConfig& rope);
 
-// Mixture of experts; zero experts mean a dense layer. Read by no op yet: a model that needs it is
-// refused by the architecture table.
+// Mixture of experts; zero experts mean a dense layer. All layers that have experts have the same.
 struct ExpertConfig {
   int experts = 0;
   int experts_per_token = 0;
@@ -58,7 +59,7 @@ struct ModelConfig {
   int q_heads = 0;
   int kv_heads = 0;
   int head_dim = 0;
-  int ffn = 0;
+  int ffn = 0;  // of the layers without experts; 0: there are none
   int64_t vocab = 0;
   int max_context = 0;  // positions the model was made for
   float norm_eps = 1e-5f;
@@ -70,8 +71,11 @@ struct ModelConfig {
   std::vector<int32_t> eos_ids;
   int32_t bos_id = -1;
 
-  // ffn_multiple: the widest block among the feed-forward weights.
-  ModelShape shape(int64_t ffn_multiple) const;
+  // Of the layers that have experts; none of the model's have: zeros.
+  ExpertConfig experts() const;
+
+  // The widest block among the feed-forward weights, and among the experts'.
+  ModelShape shape(int64_t ffn_multiple, int64_t expert_ffn_multiple = 1) const;
 };
 
 }  // namespace trireme

@@ -14,13 +14,20 @@ constexpr int64_t kAlignment = 256;  // bytes: every matrix starts on a cache li
 // Widths of the activations on one rank.
 struct Widths {
   int64_t hidden, q, kv, ffn, vocab;
+  ExpertShape experts;
 };
 
 Widths widths_of(const ModelConfig& config, const ParallelLayout& layout, int rank) {
   const TensorShard& shard = layout.shard(rank);
   const bool last = layout.stage_of(rank) == layout.pipeline() - 1;
-  return {config.hidden, shard.q_heads.count * config.head_dim,
-          shard.kv_heads.count * config.head_dim, shard.ffn.count, last ? shard.vocab.count : 0};
+  const ExpertConfig experts = config.experts();
+  return {config.hidden,
+          shard.q_heads.count * config.head_dim,
+          shard.kv_heads.count * config.head_dim,
+          shard.ffn.count,
+          last ? shard.vocab.count : 0,
+          {experts.experts, experts.experts_per_token, static_cast<int>(shard.experts.count),
+           config.hidden, shard.expert_ffn.count}};
 }
 
 // Hands out consecutive matrices of one buffer; with no buffer it only counts.
@@ -54,13 +61,15 @@ struct Activations {
   MatrixView q, k, v;  // columns of one matrix
   MatrixView attended;
   MatrixView gate, up;  // columns of one matrix
+  MatrixView experts;   // scratch, in words
   MatrixView logit_hidden;
   MatrixView logits;  // float32
 };
 
 // Attention, feed-forward and logits never hold data at the same time, so their parts overlap.
-Activations carve(Carver& carver, const Widths& widths, DType dtype, int64_t tokens,
+Activations carve(Carver& carver, const Widths& widths, const Backend& backend, int64_t tokens,
                   int64_t logit_tokens) {
+  const DType dtype = backend.activation_dtype();
   Activations a;
   a.hidden = carver.take(tokens, widths.hidden, DType::kF32);
   a.normed = carver.take(tokens, widths.hidden, dtype);
@@ -75,6 +84,11 @@ Activations carve(Carver& carver, const Widths& widths, DType dtype, int64_t tok
   const MatrixView gate_up = carver.take(tokens, 2 * widths.ffn, dtype);
   a.gate = gate_up.col_range(0, widths.ffn);
   a.up = gate_up.col_range(widths.ffn, widths.ffn);
+  if (widths.experts.experts > 0) {
+    carver.rewind(shared);
+    const int64_t bytes = backend.expert_scratch_bytes(widths.experts, tokens);
+    a.experts = carver.take(1, (bytes + 3) / 4, DType::kF32);
+  }
   if (widths.vocab > 0) {
     carver.rewind(shared);
     a.logit_hidden = carver.take(logit_tokens, widths.hidden, DType::kF32);
@@ -87,16 +101,10 @@ const float* pointer_or_null(const Buffer& values) {
   return values.empty() ? nullptr : values.as<float>();
 }
 
-void refuse_unknown(const ModelConfig& config, Part layers) {
-  const auto refuse = [&config](const char* what) {
-    fail(ErrorCode::kUnimplemented, "{}: {} not supported yet", config.architecture, what);
-  };
-  if (config.final_softcap != 0.0f) refuse("a softcap on the logits is");
-  for (int64_t i = layers.begin; i < layers.end(); ++i) {
-    const LayerConfig& layer = config.layers[static_cast<size_t>(i)];
-    if (layer.post_norms) refuse("norms after attention and feed-forward are");
-    if (layer.experts.experts > 0) refuse("experts are");
-  }
+void refuse_unknown(const ModelConfig& config) {
+  if (config.final_softcap == 0.0f) return;
+  fail(ErrorCode::kUnimplemented, "{}: a softcap on the logits is not supported yet",
+       config.architecture);
 }
 
 }  // namespace
@@ -126,12 +134,14 @@ Decoder::Decoder(const ModelConfig& config, const ParallelLayout& layout, int ra
       sums_(sums),
       parts_(PrefillParts::from_environment()),
       scratch_(std::make_shared<Scratch>()) {
-  refuse_unknown(config, layout.stage(rank).layers);
+  refuse_unknown(config);
+  apart_ = sums.size() > 1;
+  for (const LayerConfig& layer : config.layers) apart_ = apart_ || layer.post_norms;
   const int64_t logit_tokens = max_logits > 0 ? max_logits : max_tokens;
   const auto bytes = scratch_bytes(config, layout, rank, backend, max_tokens, max_logits);
   scratch_->storage = backend.allocate(static_cast<size_t>(bytes));
   Carver carver(scratch_->storage.data());
-  scratch_->a = carve(carver, widths_of(config, layout, rank), backend.activation_dtype(),
+  scratch_->a = carve(carver, widths_of(config, layout, rank), backend,
                       backend.padded_rows(max_tokens), backend.padded_rows(logit_tokens));
   for (const RopeConfig& rope : config.ropes) {
     scratch_->inv_freq.push_back(backend.upload(inverse_frequencies(rope)));
@@ -141,8 +151,7 @@ Decoder::Decoder(const ModelConfig& config, const ParallelLayout& layout, int ra
 int64_t Decoder::scratch_bytes(const ModelConfig& config, const ParallelLayout& layout, int rank,
                                const Backend& backend, int64_t max_tokens, int64_t max_logits) {
   Carver counter(nullptr);
-  carve(counter, widths_of(config, layout, rank), backend.activation_dtype(),
-        backend.padded_rows(max_tokens),
+  carve(counter, widths_of(config, layout, rank), backend, backend.padded_rows(max_tokens),
         backend.padded_rows(max_logits > 0 ? max_logits : max_tokens));
   return counter.bytes();
 }
@@ -203,10 +212,8 @@ void Decoder::sum_only(int64_t tokens) {
   backend_.repeat({rows, false, omits_sums_ ? 3 : 2}, [&] {
     if (layout_.stage_of(rank_) == 0) sums_.add_up(hidden(rows));
     for (const LayerWeights& layer : weights_.layers) {
-      for (const Buffer* norm : {&layer.attn_norm, &layer.ffn_norm}) {
-        sums_.add_rms_norm(hidden(rows), delta, norm->as<float>(), config_.norm_eps,
-                           a.normed.row_range(0, rows));
-      }
+      add(rows, layer.attn_post_norm, &layer.attn_norm);
+      add(rows, layer.ffn_post_norm, &layer.ffn_norm);
     }
   });
 }
@@ -232,33 +239,42 @@ void Decoder::forward() {
 }
 
 void Decoder::run_layers(int64_t tokens) {
-  const Activations& a = scratch_->a;
-  const MatrixView residual = hidden(tokens);
-  const MatrixView normed = a.normed.row_range(0, tokens);
-  const MatrixView delta = a.delta.row_range(0, tokens);
   if (layout_.stage_of(rank_) == 0) embed(tokens);
   const size_t count = layer_count();
-  const auto add = [&](const Buffer* norm) {
-    sums_.add_rms_norm(residual, delta, norm == nullptr ? nullptr : norm->as<float>(),
-                       config_.norm_eps, normed);
-  };
-  // Alone, a rank adds each block's output to the residual within the block's last product, and
-  // normalizes within the next one's first. Tensor ranks sum before they add.
-  const bool alone = sums_.size() == 1;
-  if (!alone && !scratch_->decode) {
+  if (sums_.size() > 1 && !scratch_->decode) {
     if (const int64_t cut = parts_.cut(tokens); cut > 0) return run_layers_in_parts(tokens, cut);
   }
-  if (!alone && count > 0) {
-    backend_.rms_norm(residual, weights_.layers[0].attn_norm.as<float>(), config_.norm_eps, normed);
+  // Alone, a rank adds each block's output to the residual within the block's last product, and
+  // normalizes within the next one's first. Tensor ranks sum before they add, and a norm after the
+  // block lies between the sum and the addition.
+  if (apart_ && count > 0) {
+    backend_.rms_norm(hidden(tokens), weights_.layers[0].attn_norm.as<float>(), config_.norm_eps,
+                      scratch_->a.normed.row_range(0, tokens));
   }
   for (size_t i = 0; i < count; ++i) {
+    const LayerWeights& weights = weights_.layers[i];
     const auto layer = static_cast<int>(i);
-    attention_input(layer, {0, tokens}, !alone);
+    attention_input(layer, {0, tokens}, apart_);
     attention(layer, tokens);
-    attention_output(layer, {0, tokens}, !alone);
-    if (!alone) add(&weights_.layers[i].ffn_norm);
-    feed_forward(layer, {0, tokens}, !alone);
-    if (!alone) add(i + 1 < count ? &weights_.layers[i + 1].attn_norm : nullptr);
+    attention_output(layer, {0, tokens}, apart_);
+    if (apart_) add(tokens, weights.attn_post_norm, &weights.ffn_norm);
+    feed_forward(layer, {0, tokens}, apart_);
+    const Buffer* next = i + 1 < count ? &weights_.layers[i + 1].attn_norm : nullptr;
+    if (apart_) add(tokens, weights.ffn_post_norm, next);
+  }
+}
+
+// residual += the ranks' sum of a.delta, through `post_norm` unless it is empty; a.normed = what
+// `norm` makes of that (null: nothing).
+void Decoder::add(int64_t tokens, const Buffer& post_norm, const Buffer* norm) {
+  const MatrixView residual = hidden(tokens);
+  const MatrixView delta = scratch_->a.delta.row_range(0, tokens);
+  const MatrixView normed = scratch_->a.normed.row_range(0, tokens);
+  const float* weight = norm == nullptr ? nullptr : norm->as<float>();
+  if (post_norm.empty()) {
+    sums_.add_rms_norm(residual, delta, weight, config_.norm_eps, normed);
+  } else {
+    sums_.add_normed(residual, delta, post_norm.as<float>(), weight, config_.norm_eps, normed);
   }
 }
 
@@ -278,11 +294,11 @@ void Decoder::run_layers_in_parts(int64_t tokens, int64_t cut) {
     const Part& p = parts[static_cast<size_t>(part)];
     sums_.begin(part, a.delta.row_range(p.begin, p.count));
   };
-  const auto end = [&](int part, const Buffer* norm) {
+  const auto end = [&](int part, const Buffer& post_norm, const Buffer* norm) {
     const Part& p = parts[static_cast<size_t>(part)];
     sums_.end(part, a.hidden.row_range(p.begin, p.count), a.delta.row_range(p.begin, p.count),
-              norm == nullptr ? nullptr : norm->as<float>(), config_.norm_eps,
-              a.normed.row_range(p.begin, p.count));
+              pointer_or_null(post_norm), norm == nullptr ? nullptr : norm->as<float>(),
+              config_.norm_eps, a.normed.row_range(p.begin, p.count));
   };
   const size_t count = layer_count();
   if (count == 0) return;
@@ -291,7 +307,7 @@ void Decoder::run_layers_in_parts(int64_t tokens, int64_t cut) {
   for (size_t i = 0; i < count; ++i) {
     const auto layer = static_cast<int>(i);
     for (const int part : {0, 1}) {
-      if (i > 0) end(part, &weights_.layers[i].attn_norm);
+      if (i > 0) end(part, weights_.layers[i - 1].ffn_post_norm, &weights_.layers[i].attn_norm);
       attention_input(layer, parts[static_cast<size_t>(part)], true);
     }
     attention(layer, tokens);
@@ -300,12 +316,12 @@ void Decoder::run_layers_in_parts(int64_t tokens, int64_t cut) {
       begin(part);
     }
     for (const int part : {0, 1}) {
-      end(part, &weights_.layers[i].ffn_norm);
+      end(part, weights_.layers[i].attn_post_norm, &weights_.layers[i].ffn_norm);
       feed_forward(layer, parts[static_cast<size_t>(part)], true);
       begin(part);
     }
   }
-  for (const int part : {0, 1}) end(part, nullptr);
+  for (const int part : {0, 1}) end(part, weights_.layers[count - 1].ffn_post_norm, nullptr);
 }
 
 // Queries, keys and values of these tokens. `normed`: a.normed holds the normalized input and the
@@ -343,8 +359,9 @@ void Decoder::attention(int layer, int64_t tokens) {
   prepare.q_norm = pointer_or_null(w.q_norm);
   prepare.k_norm = pointer_or_null(w.k_norm);
   prepare.norm_eps = config_.norm_eps;
-  prepare.rope = {scratch_->inv_freq[static_cast<size_t>(config.rope)].as<float>(),
-                  config_.ropes[static_cast<size_t>(config.rope)].rotary_dim, 1.0f};
+  const RopeConfig& rope = config_.ropes[static_cast<size_t>(config.rope)];
+  prepare.rope = {scratch_->inv_freq[static_cast<size_t>(config.rope)].as<float>(), rope.rotary_dim,
+                  rope.magnitude};
   const AttentionParams params{prepare.q_heads, config.attention_scale, config.window,
                                config.attention_softcap};
   backend_.attention(prepare, params, scratch_->rows[group], kv, a.attended.row_range(0, tokens));
@@ -367,6 +384,7 @@ void Decoder::feed_forward(int layer, Part tokens, bool normed) {
   const Activations& a = scratch_->a;
   const MatrixView residual = a.hidden.row_range(tokens.begin, tokens.count);
   const MatrixView delta = a.delta.row_range(tokens.begin, tokens.count);
+  if (!w.router.empty()) return experts(layer, tokens, normed);
   if (w.down.empty()) {  // a rank without a part of the feed-forward adds nothing
     if (normed) backend_.fill_bytes(delta, 0);
     return;
@@ -381,6 +399,28 @@ void Decoder::feed_forward(int layer, Part tokens, bool normed) {
                         config_.layers[static_cast<size_t>(global)].activation);
   const LinearPart out{&w.down, nullptr, normed ? delta : residual, !normed};
   backend_.linear(gate, {&out, 1});
+}
+
+// As attention_output().
+void Decoder::experts(int layer, Part tokens, bool normed) {
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+  const auto global = layout_.stage(rank_).layers.begin + layer;
+  const LayerConfig& config = config_.layers[static_cast<size_t>(global)];
+  const Activations& a = scratch_->a;
+  const MatrixView x = a.normed.row_range(tokens.begin, tokens.count);
+  const MatrixView residual = a.hidden.row_range(tokens.begin, tokens.count);
+  if (!normed) backend_.rms_norm(residual, w.ffn_norm.as<float>(), config_.norm_eps, x);
+  ExpertLayer experts;
+  experts.router = &w.router;
+  experts.gate = w.expert_gate;
+  experts.up = w.expert_up;
+  experts.down = w.expert_down;
+  experts.first = static_cast<int>(layout_.shard(rank_).experts.begin);
+  experts.per_token = config.experts.experts_per_token;
+  experts.normalize = config.experts.normalize_weights;
+  experts.activation = config.activation;
+  backend_.experts(x, experts, a.experts,
+                   normed ? a.delta.row_range(tokens.begin, tokens.count) : residual, !normed);
 }
 
 // Logits of `tokens`; with more `rows` than those, the others are padding.

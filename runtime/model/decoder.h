@@ -21,8 +21,11 @@ namespace trireme {
 // Vectors are float32 in the backend's memory, empty where the layer has none.
 struct LayerWeights {
   Buffer attn_norm, ffn_norm, q_norm, k_norm;
+  Buffer attn_post_norm, ffn_post_norm;
   Buffer q_bias, k_bias, v_bias, o_bias;
   Weight q, k, v, o, gate, up, down;
+  Weight router;                                            // all experts', on every rank
+  std::vector<Weight> expert_gate, expert_up, expert_down;  // of the rank's experts
 };
 
 // What one rank keeps of a model.
@@ -62,7 +65,7 @@ class Decoder {
   // `sums` adds up among this stage's tensor ranks. All references must outlive the decoder.
   // `max_tokens`: the largest batch; scratch for it is allocated here and nowhere later.
   // `max_logits`: the most logit_tokens of a batch; 0 means max_tokens. Throws kUnimplemented for
-  // what no op computes yet (experts, norms after a block, a softcap on logits).
+  // what no op computes yet (a softcap on logits).
   Decoder(const ModelConfig& config, const ParallelLayout& layout, int rank, DecoderWeights weights,
           Backend& backend, TensorSums& sums, int64_t max_tokens, int64_t max_logits = 0);
 
@@ -88,8 +91,8 @@ class Decoder {
   // [tokens, hidden], contiguous, float32: what passes between stages.
   MatrixView hidden(int64_t tokens);
 
-  // Where there are several tensor ranks, a prefill may be cut in two parts, so that one part's sums
-  // run beside the other's products. The same on all of them; results do not depend on it.
+  // Where there are several tensor ranks, a prefill may be cut in two parts, so that one part's
+  // sums run beside the other's products. The same on all of them; results do not depend on it.
   void set_parts(PrefillParts parts) { parts_ = std::move(parts); }
   const PrefillParts& parts() const { return parts_; }
   // Whether it is worth measuring: the backend has streams for it, and nobody has decided.
@@ -108,10 +111,12 @@ class Decoder {
   void run_layers_in_parts(int64_t tokens, int64_t cut);
   size_t layer_count() const;
   void embed(int64_t tokens);
+  void add(int64_t tokens, const Buffer& post_norm, const Buffer* norm);
   void attention_input(int layer, Part tokens, bool normed);
   void attention(int layer, int64_t tokens);
   void attention_output(int layer, Part tokens, bool normed);
   void feed_forward(int layer, Part tokens, bool normed);
+  void experts(int layer, Part tokens, bool normed);
   MatrixView head(std::span<const int32_t> tokens, int64_t rows);
 
   const ModelConfig& config_;
@@ -120,6 +125,7 @@ class Decoder {
   DecoderWeights weights_;
   Backend& backend_;
   TensorSums& sums_;
+  bool apart_ = false;  // blocks' outputs are added to the residual by ops of their own
   PrefillParts parts_;
   bool omits_sums_ = false;
   size_t most_layers_ = 0;

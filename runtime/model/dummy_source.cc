@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <random>
+#include <unordered_map>
 #include <utility>
 
 #include "base/buffer.h"
@@ -19,9 +20,9 @@ constexpr int64_t kPoolElements = int64_t{16} << 20;
 
 class DummySource : public WeightSource {
  public:
-  explicit DummySource(const std::string& directory) : path_(directory) {
+  DummySource(const std::string& directory, int context) : path_(directory) {
     const std::string file = directory + "/config.json";
-    const auto parsed = parse_hugging_face_config(read_json_file(file), nullptr, file);
+    const auto parsed = parse_hugging_face_config(read_json_file(file), nullptr, file, context);
     config_ = parsed.model;
     config_.tied_embeddings = parsed.tied_embeddings.value_or(false);
     if (config_.name.empty()) {
@@ -40,6 +41,7 @@ class DummySource : public WeightSource {
       }
       tensor.data = shape.vector ? ones_.data() : pool_.data();
       if (!shape.vector) tensor.distinct_rows = kPoolElements / shape.cols;
+      index_.emplace(tensor.name, tensors_.size());
       tensors_.push_back(std::move(tensor));
     }
   }
@@ -47,10 +49,9 @@ class DummySource : public WeightSource {
   const ModelConfig& config() const override { return config_; }
   const std::string& path() const override { return path_; }
   std::optional<SourceTensor> find(const std::string& name) const override {
-    for (const SourceTensor& tensor : tensors_) {
-      if (tensor.name == name) return tensor;
-    }
-    return std::nullopt;
+    const auto at = index_.find(name);
+    if (at == index_.end()) return std::nullopt;
+    return tensors_[at->second];
   }
   void release(const SourceTensor& /*tensor*/) const override {}
   std::vector<SourceTensor> tensors() const override { return tensors_; }
@@ -78,12 +79,13 @@ class DummySource : public WeightSource {
   Buffer pool_;
   Buffer ones_;
   std::vector<SourceTensor> tensors_;
+  std::unordered_map<std::string, size_t> index_;
 };
 
 }  // namespace
 
-std::unique_ptr<WeightSource> make_dummy_source(const std::string& directory) {
-  return std::make_unique<DummySource>(directory);
+std::unique_ptr<WeightSource> make_dummy_source(const std::string& directory, int context) {
+  return std::make_unique<DummySource>(directory, context);
 }
 
 }  // namespace trireme

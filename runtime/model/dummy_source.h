@@ -10,6 +10,7 @@ namespace trireme {
 
 // `directory` holds config.json. Matrices are bf16 and normally distributed, their rows cut from
 // one pool of random numbers; norms are one.
-std::unique_ptr<WeightSource> make_dummy_source(const std::string& directory);
+// `context` as in open_model().
+std::unique_ptr<WeightSource> make_dummy_source(const std::string& directory, int context);
 
 }  // namespace trireme

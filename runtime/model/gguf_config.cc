@@ -8,14 +8,19 @@
 #include "base/error.h"
 #include "runtime/model/config_check.h"
 #include "runtime/model/json_file.h"
+#include "runtime/model/model_tensors.h"
 
 namespace trireme {
 namespace {
 
+constexpr const char* kFactors = "rope_freqs.weight";
+constexpr const char* kShortFactors = "rope_factors_short.weight";
+constexpr const char* kLongFactors = "rope_factors_long.weight";
+
 class Parser {
  public:
-  Parser(const GgufFile& file, const Architecture& architecture, std::string prefix)
-      : file_(file), architecture_(architecture), prefix_(std::move(prefix)) {}
+  Parser(const GgufFile& file, const Architecture& architecture, std::string prefix, int context)
+      : file_(file), architecture_(architecture), prefix_(std::move(prefix)), context_(context) {}
 
   ModelConfig parse() {
     refuse_unknown_features();
@@ -64,9 +69,18 @@ class Parser {
              file_.path(), key(name));
       }
     }
-    if (file_.get_int(key("expert_count")).value_or(0) != 0) {
-      fail(ErrorCode::kUnimplemented, "{}: metadata '{}': experts are not supported", file_.path(),
-           key("expert_count"));
+    const auto refuse = [this](const char* name, int64_t usual) {
+      if (file_.get_int(key(name)).value_or(usual) == usual) return;
+      fail(ErrorCode::kUnimplemented, "{}: metadata '{}': only {} is supported", file_.path(),
+           key(name), usual);
+    };
+    if (!architecture_.gguf_experts) refuse("expert_count", 0);
+    refuse("expert_shared_count", 0);
+    if (file_.has(key("expert_gating_func"))) refuse("expert_gating_func", 1);  // softmax
+    for (const char* name : {"attn_logit_softcapping", "final_logit_softcapping"}) {
+      if (file_.get_number(key(name)).value_or(0.0) == 0.0) continue;
+      fail(ErrorCode::kUnimplemented, "{}: metadata '{}': a softcap is not supported", file_.path(),
+           key(name));
     }
   }
 
@@ -103,10 +117,10 @@ class Parser {
 
   // The embedding's rows say it in every file; metadata only confirms it.
   void read_vocab() {
-    const GgufTensor* embed = file_.find_tensor(gguf_name(architecture_, "embed.weight"));
+    const std::string name = gguf_place(architecture_, "embed.weight").name;
+    const GgufTensor* embed = file_.find_tensor(name);
     if (embed == nullptr || embed->shape.size() != 2 || embed->shape[0] > limits::kId) {
-      fail(ErrorCode::kDataLoss, "{}: tensor '{}' is missing or no matrix", file_.path(),
-           gguf_name(architecture_, "embed.weight"));
+      fail(ErrorCode::kDataLoss, "{}: tensor '{}' is missing or no matrix", file_.path(), name);
     }
     model_.vocab = embed->shape[0];
     const auto said = integer(key("vocab_size"), 1, limits::kId);
@@ -117,8 +131,8 @@ class Parser {
     model_.tied_embeddings = !has_tensor("head.weight");
   }
 
-  bool has_tensor(const char* canonical) const {
-    return file_.find_tensor(gguf_name(architecture_, canonical)) != nullptr;
+  bool has_tensor(const std::string& canonical) const {
+    return file_.find_tensor(gguf_place(architecture_, canonical).name) != nullptr;
   }
 
   bool present(Presence rule, const char* canonical) const {
@@ -131,25 +145,93 @@ class Parser {
     layer.qkv_bias = present(architecture_.qkv_bias, "layers.0.q.bias");
     layer.o_bias = present(architecture_.o_bias, "layers.0.o.bias");
     layer.qk_norm = architecture_.qk_norm;
+    layer.post_norms = architecture_.post_norms;
     layer.activation = architecture_.activation;
-    layer.attention_scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim));
-    layer.window = clip_window(integer(key("attention.sliding_window"), 0, limits::kId).value_or(0),
-                               model_.max_context);
-    layer.rope = add_rope(model_, parse_rope());
+    layer.attention_scale = attention_scale(layers);
     model_.layers.assign(static_cast<size_t>(layers), layer);
+    if (architecture_.scales_embedding) {
+      model_.embedding_scale = std::sqrt(static_cast<float>(model_.hidden));
+    }
+    read_windows();
+    read_experts();
+  }
+
+  // Layers that have a router have experts.
+  void read_experts() {
+    const auto experts = integer(key("expert_count"), 0, limits::kExperts).value_or(0);
+    if (experts == 0) return;
+    ExpertConfig config;
+    config.experts = static_cast<int>(experts);
+    config.experts_per_token = size("expert_used_count", experts);
+    config.expert_ffn = static_cast<int>(
+        integer(key("expert_feed_forward_length"), 1, limits::kFfn).value_or(model_.ffn));
+    config.normalize_weights = file_.get_bool(key("expert_weights_norm")).value_or(true);
+    bool any_dense = false;
+    for (size_t i = 0; i < model_.layers.size(); ++i) {
+      if (has_tensor(layer_tensor(static_cast<int>(i), "router.weight"))) {
+        model_.layers[i].experts = config;
+      } else {
+        any_dense = true;
+      }
+    }
+    if (!any_dense) model_.ffn = 0;
+  }
+
+  float attention_scale(int layers) const {
+    const double width = layers == architecture_.gguf_hidden_scale
+                             ? static_cast<double>(model_.hidden) / model_.q_heads
+                             : model_.head_dim;
+    const double scale = number(key("attention.scale"), 0.0, 1e6, 0.0);
+    return scale > 0 ? static_cast<float>(scale) : 1.0f / std::sqrt(static_cast<float>(width));
+  }
+
+  // Which layers have a window, and how each rotates.
+  void read_windows() {
+    const bool pattern = architecture_.windows == WindowRule::kPattern;
+    const auto window = integer(key("attention.sliding_window"), 0, limits::kId);
+    if (pattern && !window) {
+      fail(ErrorCode::kDataLoss, "{}: metadata '{}' is missing", file_.path(),
+           key("attention.sliding_window"));
+    }
+    int64_t every = architecture_.window_pattern;
+    if (pattern) {
+      const GgufValue* said = file_.find(key("attention.sliding_window_pattern"));
+      if (said != nullptr && said->type == GgufType::kArray) {
+        fail(ErrorCode::kUnimplemented, "{}: metadata '{}': a list is not supported", file_.path(),
+             key("attention.sliding_window_pattern"));
+      }
+      every = integer(key("attention.sliding_window_pattern"), 1, limits::kLayers).value_or(every);
+    }
+    const RopeConfig rope = parse_rope();
+    RopeConfig local = rope;
+    if (architecture_.local_theta > 0) {
+      local = {};
+      local.rotary_dim = rope.rotary_dim;
+      local.theta = number(key("rope.freq_base_swa"), 1.0, 1e12, architecture_.local_theta);
+    }
+    for (size_t i = 0; i < model_.layers.size(); ++i) {
+      const bool sliding = !pattern || (static_cast<int64_t>(i) + 1) % every != 0;
+      if (sliding) model_.layers[i].window = clip_window(window.value_or(0), model_.max_context);
+      model_.layers[i].rope = add_rope(model_, sliding && pattern ? local : rope);
+    }
   }
 
   RopeConfig parse_rope() const {
     RopeConfig rope;
-    rope.rotary_dim = model_.head_dim;
-    rope.theta = number(key("rope.freq_base"), 1.0, 1e12, 10000.0);
-    const auto dims = integer(key("rope.dimension_count"), 1, limits::kHeadDim);
-    if (dims.value_or(model_.head_dim) != model_.head_dim) {
+    rope.theta = number(key("rope.freq_base"), 1.0, 1e12, architecture_.theta);
+    rope.rotary_dim = static_cast<int>(
+        integer(key("rope.dimension_count"), 1, limits::kHeadDim).value_or(model_.head_dim));
+    if (rope.rotary_dim > model_.head_dim || rope.rotary_dim % 2 != 0) {
+      fail(ErrorCode::kDataLoss, "{}: metadata '{}' is {}, a head has {}", file_.path(),
+           key("rope.dimension_count"), rope.rotary_dim, model_.head_dim);
+    }
+    if (rope.rotary_dim != model_.head_dim && !architecture_.partial_rotary) {
       fail(ErrorCode::kUnimplemented,
            "{}: metadata '{}' is {}: rotating a part of a head is not "
-           "supported",
-           file_.path(), key("rope.dimension_count"), *dims);
+           "supported for {}",
+           file_.path(), key("rope.dimension_count"), rope.rotary_dim, architecture_.name);
     }
+    const bool is_long = file_.find_tensor(kLongFactors) != nullptr;
     const std::string type = file_.get_string(key("rope.scaling.type")).value_or("none");
     if (type == "linear") {
       rope.scaling = RopeConfig::Scaling::kLinear;
@@ -158,6 +240,12 @@ class Parser {
              key("rope.scaling.factor"));
       }
       rope.factor = number(key("rope.scaling.factor"), 1e-3, 1e12, 1.0);
+    } else if (is_long && !architecture_.long_rope) {
+      fail(ErrorCode::kUnimplemented, "{}: tensor '{}': rope type 'longrope' is not known for {}",
+           file_.path(), kLongFactors, architecture_.name);
+    } else if (is_long) {
+      read_long_factors(rope);
+      return rope;
     } else if (type != "none") {
       fail(ErrorCode::kUnimplemented,
            "{}: rope type '{}' is not known; known are none, linear and "
@@ -168,26 +256,47 @@ class Parser {
     return rope;
   }
 
-  void read_factors(RopeConfig& rope) const {
-    const GgufTensor* tensor = file_.find_tensor("rope_freqs.weight");
-    if (tensor == nullptr) return;
-    const auto half = static_cast<size_t>(rope.rotary_dim / 2);
-    if (tensor->format != QuantFormat::kF32 || tensor->bytes.size() != half * sizeof(float)) {
-      fail(ErrorCode::kDataLoss, "{}: tensor 'rope_freqs.weight' is not {} float32 numbers",
-           file_.path(), half);
+  std::vector<float> rope_factors(const char* name, int rotary_dim) const {
+    const GgufTensor* tensor = file_.find_tensor(name);
+    const auto half = static_cast<size_t>(rotary_dim / 2);
+    if (tensor == nullptr || tensor->format != QuantFormat::kF32 ||
+        tensor->bytes.size() != half * sizeof(float)) {
+      fail(ErrorCode::kDataLoss, "{}: tensor '{}' is not {} float32 numbers", file_.path(), name,
+           half);
     }
-    if (rope.scaling != RopeConfig::Scaling::kNone) {
-      fail(ErrorCode::kUnimplemented, "{}: both rope_freqs.weight and a rope scaling type",
-           file_.path());
-    }
-    rope.scaling = RopeConfig::Scaling::kFactors;
-    rope.factors.resize(half);
-    std::memcpy(rope.factors.data(), tensor->bytes.data(), tensor->bytes.size());
-    for (const float factor : rope.factors) {
+    std::vector<float> factors(half);
+    std::memcpy(factors.data(), tensor->bytes.data(), tensor->bytes.size());
+    for (const float factor : factors) {
       if (!(factor > 0.0f) || !std::isfinite(factor)) {
-        fail(ErrorCode::kDataLoss, "{}: tensor 'rope_freqs.weight' holds {}", file_.path(), factor);
+        fail(ErrorCode::kDataLoss, "{}: tensor '{}' holds {}", file_.path(), name, factor);
       }
     }
+    return factors;
+  }
+
+  void read_factors(RopeConfig& rope) const {
+    if (file_.find_tensor(kFactors) == nullptr) return;
+    if (rope.scaling != RopeConfig::Scaling::kNone) {
+      fail(ErrorCode::kUnimplemented, "{}: both {} and a rope scaling type", file_.path(),
+           kFactors);
+    }
+    rope.scaling = RopeConfig::Scaling::kFactors;
+    rope.factors = rope_factors(kFactors, rope.rotary_dim);
+  }
+
+  void read_long_factors(RopeConfig& rope) const {
+    const auto original = integer(key("rope.scaling.original_context_length"), 2, limits::kId);
+    if (!original) {
+      fail(ErrorCode::kDataLoss, "{}: metadata '{}' is missing", file_.path(),
+           key("rope.scaling.original_context_length"));
+    }
+    const double ratio = static_cast<double>(model_.max_context) / static_cast<double>(*original);
+    const float magnitude = long_rope_magnitude(ratio, static_cast<double>(*original));
+    rope.magnitude = static_cast<float>(
+        number(key("rope.scaling.attn_factor"), 0.0, 1e12, static_cast<double>(magnitude)));
+    auto shorter = rope_factors(kShortFactors, rope.rotary_dim);
+    set_long_rope(rope, std::move(shorter), rope_factors(kLongFactors, rope.rotary_dim), *original,
+                  context_ > 0 ? context_ : model_.max_context);
   }
 
   void read_tokens() {
@@ -205,19 +314,20 @@ class Parser {
   const GgufFile& file_;
   const Architecture& architecture_;
   std::string prefix_;
+  int context_;
   ModelConfig model_;
 };
 
 }  // namespace
 
-GgufConfig parse_gguf_config(const GgufFile& file) {
+GgufConfig parse_gguf_config(const GgufFile& file, int context) {
   const auto name = file.get_string("general.architecture");
   if (!name) {
     fail(ErrorCode::kDataLoss, "{}: metadata 'general.architecture' is missing", file.path());
   }
   GgufConfig config;
   config.architecture = &find_gguf_architecture(*name, file.path());
-  config.model = Parser(file, *config.architecture, *name).parse();
+  config.model = Parser(file, *config.architecture, *name, context).parse();
   return config;
 }
 

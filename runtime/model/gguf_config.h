@@ -13,6 +13,7 @@ struct GgufConfig {
 };
 
 // Throws kDataLoss (missing or absurd field, named) or kUnimplemented (architecture, rope type, …).
-GgufConfig parse_gguf_config(const GgufFile& file);
+// `context`: tokens that it is to be served with; 0: the model's own.
+GgufConfig parse_gguf_config(const GgufFile& file, int context = 0);
 
 }  // namespace trireme

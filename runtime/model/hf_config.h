@@ -19,8 +19,9 @@ struct HuggingFaceConfig {
 
 // `config`: config.json, read from `path`. `generation`: generation_config.json or null; its
 // end-of-sequence ids win. Throws kDataLoss (missing or absurd field, named) or kUnimplemented
-// (architecture, rope type, activation, … named).
+// (architecture, rope type, activation, … named). `context`: tokens that it is to be served with;
+// 0: the model's own.
 HuggingFaceConfig parse_hugging_face_config(const Json& config, const Json* generation,
-                                            const std::string& path);
+                                            const std::string& path, int context = 0);
 
 }  // namespace trireme

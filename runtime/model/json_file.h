@@ -29,7 +29,8 @@ class JsonFields {
   JsonFields(const Json& object, std::string what);
 
   bool has(const char* key) const { return find(key) != nullptr; }
-  const Json* find(const char* key) const;  // nullptr: absent or null
+  const Json* find(const char* key) const;                             // nullptr: absent or null
+  bool names(const char* key) const { return object_.contains(key); }  // perhaps with null
   const std::string& what() const { return what_; }
 
   // Each throws kDataLoss if the field has another type or lies outside [low, high].

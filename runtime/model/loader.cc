@@ -105,6 +105,10 @@ class Cutter {
     const Part kv = scaled(shard_.kv_heads, config_.head_dim);
     vectors({{name("attn_norm.weight"), hidden(), &out.attn_norm}});
     vectors({{name("ffn_norm.weight"), hidden(), &out.ffn_norm}});
+    if (config.post_norms) {
+      vectors({{name("attn_post_norm.weight"), hidden(), &out.attn_post_norm}});
+      vectors({{name("ffn_post_norm.weight"), hidden(), &out.ffn_post_norm}});
+    }
     matrices({{name("q.weight"), q, hidden(), &out.q},
               {name("k.weight"), kv, hidden(), &out.k},
               {name("v.weight"), kv, hidden(), &out.v}});
@@ -120,9 +124,29 @@ class Cutter {
       vectors({{name("q_norm.weight"), {0, config_.head_dim}, &out.q_norm}});
       vectors({{name("k_norm.weight"), {0, config_.head_dim}, &out.k_norm}});
     }
+    if (config.experts.experts > 0) return experts(index, config.experts, out);
     matrices({{name("gate.weight"), shard_.ffn, hidden(), &out.gate},
               {name("up.weight"), shard_.ffn, hidden(), &out.up}});
     matrices({{name("down.weight"), hidden(), shard_.ffn, &out.down}});
+  }
+
+  void experts(int layer, const ExpertConfig& config, LayerWeights& out) {
+    matrices({{layer_tensor(layer, "router.weight"), {0, config.experts}, hidden(), &out.router}});
+    for (auto* weights : {&out.expert_gate, &out.expert_up, &out.expert_down}) {
+      weights->resize(static_cast<size_t>(shard_.experts.count));
+    }
+    std::vector<NamedMatrix> inner, outer;
+    for (int64_t i = 0; i < shard_.experts.count; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const auto name = [&](const char* tensor) {
+        return expert_tensor(layer, static_cast<int>(shard_.experts.begin + i), tensor);
+      };
+      inner.push_back({name("gate.weight"), shard_.expert_ffn, hidden(), &out.expert_gate[at]});
+      inner.push_back({name("up.weight"), shard_.expert_ffn, hidden(), &out.expert_up[at]});
+      outer.push_back({name("down.weight"), hidden(), shard_.expert_ffn, &out.expert_down[at]});
+    }
+    matrices(inner);
+    matrices(outer);
   }
 
   const WeightSource& source_;
@@ -178,6 +202,7 @@ void read_vector(const VectorPiece& piece, float* out) {
   for (int64_t i = 0; i < piece.elements.count; ++i) {
     const int64_t at = tensor.file_row(piece.elements.begin + i);
     dequantize(tensor.format, tensor.data + at * unit, 1, out + i);
+    out[i] += tensor.addend;
   }
 }
 
@@ -203,12 +228,16 @@ void load_vectors(const std::vector<VectorPiece>& list, Backend& backend) {
 int64_t DecoderWeights::bytes() const {
   size_t bytes = embed.data.size() + head.data.size() + norm.size();
   for (const LayerWeights& layer : layers) {
-    for (const Weight* weight :
-         {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+    for (const Weight* weight : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up,
+                                 &layer.down, &layer.router}) {
       bytes += weight->data.size();
     }
+    for (const auto* experts : {&layer.expert_gate, &layer.expert_up, &layer.expert_down}) {
+      for (const Weight& weight : *experts) bytes += weight.data.size();
+    }
     for (const auto* vector : {&layer.attn_norm, &layer.ffn_norm, &layer.q_norm, &layer.k_norm,
-                               &layer.q_bias, &layer.k_bias, &layer.v_bias, &layer.o_bias}) {
+                               &layer.q_bias, &layer.k_bias, &layer.v_bias, &layer.o_bias,
+                               &layer.attn_post_norm, &layer.ffn_post_norm}) {
       bytes += vector->size();
     }
   }

@@ -10,10 +10,25 @@ class List {
   void matrix(std::string name, int64_t rows, int64_t cols) {
     all.push_back({std::move(name), rows, cols, false});
   }
+  void expert(std::string name, int64_t rows, int64_t cols, int64_t index, int64_t count) {
+    all.push_back({std::move(name), rows, cols, false, index, count});
+  }
   void vector(std::string name, int64_t count) { all.push_back({std::move(name), 1, count, true}); }
 
   std::vector<TensorShape> all;
 };
+
+void add_experts(List& list, const ExpertConfig& experts, int64_t hidden, int layer) {
+  list.matrix(layer_tensor(layer, "router.weight"), experts.experts, hidden);
+  for (int e = 0; e < experts.experts; ++e) {
+    const auto add = [&](const char* tensor, int64_t rows, int64_t cols) {
+      list.expert(expert_tensor(layer, e, tensor), rows, cols, e, experts.experts);
+    };
+    add("gate.weight", experts.expert_ffn, hidden);
+    add("up.weight", experts.expert_ffn, hidden);
+    add("down.weight", hidden, experts.expert_ffn);
+  }
+}
 
 void add_layer(List& list, const ModelConfig& config, int index) {
   const LayerConfig& layer = config.layers[static_cast<size_t>(index)];
@@ -36,10 +51,16 @@ void add_layer(List& list, const ModelConfig& config, int index) {
   }
   list.matrix(name("o.weight"), hidden, q);
   if (layer.o_bias) list.vector(name("o.bias"), hidden);
+  if (layer.post_norms) list.vector(name("attn_post_norm.weight"), hidden);
   list.vector(name("ffn_norm.weight"), hidden);
-  list.matrix(name("gate.weight"), config.ffn, hidden);
-  list.matrix(name("up.weight"), config.ffn, hidden);
-  list.matrix(name("down.weight"), hidden, config.ffn);
+  if (layer.experts.experts > 0) {
+    add_experts(list, layer.experts, hidden, index);
+  } else {
+    list.matrix(name("gate.weight"), config.ffn, hidden);
+    list.matrix(name("up.weight"), config.ffn, hidden);
+    list.matrix(name("down.weight"), hidden, config.ffn);
+  }
+  if (layer.post_norms) list.vector(name("ffn_post_norm.weight"), hidden);
 }
 
 }  // namespace
@@ -55,6 +76,10 @@ std::vector<TensorShape> model_tensors(const ModelConfig& config) {
 
 std::string layer_tensor(int layer, const char* name) {
   return fmt::format("layers.{}.{}", layer, name);
+}
+
+std::string expert_tensor(int layer, int expert, const char* name) {
+  return fmt::format("layers.{}.experts.{}.{}", layer, expert, name);
 }
 
 }  // namespace trireme

@@ -96,8 +96,14 @@ void TensorSums::add_up(MatrixView x) {
 
 void TensorSums::add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
                               MatrixView out) {
-  if (omitted_) return backend_.add_rms_norm(residual, delta, weight, eps, out);
+  if (omitted_ || size() == 1) return backend_.add_rms_norm(residual, delta, weight, eps, out);
   run_fused(choose(true, delta.rows, delta.cols, delta.dtype), residual, delta, weight, eps, out);
+}
+
+void TensorSums::add_normed(MatrixView residual, MatrixView delta, const float* delta_norm,
+                            const float* weight, float eps, MatrixView out) {
+  add_up(delta);
+  backend_.add_normed(residual, delta, delta_norm, weight, eps, out);
 }
 
 // What goes through peers' memory is too small to be worth a second stream: all of it is in end().
@@ -115,16 +121,23 @@ void TensorSums::begin(int part, MatrixView delta) {
   if (beside_ != nullptr) marks.summed->set(stream);
 }
 
-void TensorSums::end(int part, MatrixView residual, MatrixView delta, const float* weight,
-                     float eps, MatrixView out) {
+void TensorSums::end(int part, MatrixView residual, MatrixView delta, const float* delta_norm,
+                     const float* weight, float eps, MatrixView out) {
   const SumChoice choice = choose(true, delta.rows, delta.cols, delta.dtype);
   if (!omitted_ && choice.way != Way::kCommunicator) {
+    if (delta_norm != nullptr) {
+      return add_normed(residual, delta, delta_norm, weight, eps, out);
+    }
     return run_fused(choice, residual, delta, weight, eps, out);
   }
   if (!omitted_ && beside_ != nullptr) {
     parts_[static_cast<size_t>(part)].summed->await(backend_.stream());
   }
-  backend_.add_rms_norm(residual, delta, weight, eps, out);
+  if (delta_norm != nullptr) {
+    backend_.add_normed(residual, delta, delta_norm, weight, eps, out);
+  } else {
+    backend_.add_rms_norm(residual, delta, weight, eps, out);
+  }
 }
 
 // Every rank measures the same ways in the same order; what counts is the slowest rank's time.

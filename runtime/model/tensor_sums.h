@@ -52,13 +52,17 @@ class TensorSums {
   // Backend::add_rms_norm of the sum over ranks of `delta`, which is scratch afterwards.
   void add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
                     MatrixView out);
+  // Backend::add_normed of the same sum: one sum too, and a kernel more where peers are.
+  void add_normed(MatrixView residual, MatrixView delta, const float* delta_norm,
+                  const float* weight, float eps, MatrixView out);
 
   // add_rms_norm() in two halves: the sum begins after what is queued, and ops that are queued
   // between the two run beside it, where the backend has streams. A sum for each `part` (0 or 1)
   // may be on its way; they end in the order in which they began. `delta` as in add_rms_norm().
+  // With `delta_norm` (may be null) it is add_normed() that is halved.
   void begin(int part, MatrixView delta);
-  void end(int part, MatrixView residual, MatrixView delta, const float* weight, float eps,
-           MatrixView out);
+  void end(int part, MatrixView residual, MatrixView delta, const float* delta_norm,
+           const float* weight, float eps, MatrixView out);
   // Whether sums can run beside ops at all.
   bool has_streams() const { return beside_ != nullptr; }
 

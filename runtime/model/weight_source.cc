@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <numeric>
 #include <unordered_map>
@@ -33,22 +34,44 @@ struct FileTensor {
   const MappedFile* file = nullptr;
 };
 
-// [rows, cols] with leading ones dropped; vectors are one row.
-bool has_shape(const FileTensor& tensor, const TensorShape& wanted) {
-  auto shape = tensor.shape;
-  const size_t rank = wanted.vector ? 1 : 2;
-  while (shape.size() > rank && shape.front() == 1) shape.erase(shape.begin());
-  if (shape.size() != rank || shape.back() != wanted.cols) return false;
-  return wanted.vector || shape.front() == wanted.rows;
+// Where a canonical tensor's rows lie within the file's.
+struct RowRange {
+  int64_t begin = 0;
+  int64_t total = 0;    // rows of the file's tensor
+  int64_t experts = 0;  // the file's tensor is [experts, total / experts, cols]; 0: a matrix
+};
+
+RowRange range_of(RowsOf rows, const TensorShape& wanted, const ModelConfig& config) {
+  const int64_t q = int64_t{config.q_heads} * config.head_dim;
+  const int64_t kv = int64_t{config.kv_heads} * config.head_dim;
+  switch (rows) {
+    case RowsOf::kAll: break;
+    case RowsOf::kQkvQ: return {0, q + 2 * kv};
+    case RowsOf::kQkvK: return {q, q + 2 * kv};
+    case RowsOf::kQkvV: return {q + kv, q + 2 * kv};
+    case RowsOf::kTwoGate: return {0, 2 * wanted.rows};
+    case RowsOf::kTwoUp: return {wanted.rows, 2 * wanted.rows};
+    case RowsOf::kExperts:
+      return {wanted.expert * wanted.rows, wanted.experts * wanted.rows, wanted.experts};
+  }
+  return {0, wanted.rows};
 }
 
-SourceTensor check_tensor(const FileTensor& found, const TensorShape& wanted) {
+std::vector<int64_t> file_shape(const TensorShape& wanted, const RowRange& range) {
+  if (wanted.vector) return {wanted.cols};
+  if (range.experts > 0) return {range.experts, range.total / range.experts, wanted.cols};
+  return {range.total, wanted.cols};
+}
+
+SourceTensor check_tensor(const FileTensor& found, const TensorShape& wanted,
+                          const RowRange& range) {
   const std::string& path = found.file->path();
-  if (!has_shape(found, wanted)) {
-    const std::string needed = wanted.vector ? fmt::format("{}", wanted.cols)
-                                             : fmt::format("{}, {}", wanted.rows, wanted.cols);
+  const std::vector<int64_t> needed = file_shape(wanted, range);
+  auto shape = found.shape;  // leading ones dropped
+  while (shape.size() > needed.size() && shape.front() == 1) shape.erase(shape.begin());
+  if (shape != needed) {
     fail(ErrorCode::kDataLoss, "{}: tensor '{}' has shape [{}], the configuration needs [{}]", path,
-         found.name, fmt::join(found.shape, ", "), needed);
+         found.name, fmt::join(found.shape, ", "), fmt::join(needed, ", "));
   }
   if (!found.format || (wanted.vector && !is_plain(*found.format))) {
     fail(ErrorCode::kUnimplemented, "{}: tensor '{}' is of type {}, which is not supported{}", path,
@@ -60,7 +83,7 @@ SourceTensor check_tensor(const FileTensor& found, const TensorShape& wanted) {
   tensor.format = *found.format;
   tensor.rows = wanted.rows;
   tensor.cols = wanted.cols;
-  tensor.data = found.data;
+  tensor.data = found.data + range.begin * row_bytes(*found.format, wanted.cols);
   return tensor;
 }
 
@@ -109,37 +132,55 @@ class MappedSource : public WeightSource {
 
 class HuggingFaceSource : public MappedSource {
  public:
-  explicit HuggingFaceSource(const std::string& directory) : MappedSource(directory) {
-    const auto parsed = read_config(directory);
+  HuggingFaceSource(const std::string& directory, int context) : MappedSource(directory) {
+    const auto parsed = read_config(directory, context);
     config_ = parsed.model;
     files_.emplace(directory);
     if (!parsed.tied_embeddings) {
       config_.tied_embeddings =
-          files_->find(hugging_face_name(*parsed.architecture, "head.weight")) == nullptr;
+          find_in_files(*parsed.architecture,
+                        hugging_face_place(*parsed.architecture, "head.weight").name) == nullptr;
     }
     if (config_.name.empty()) {
       config_.name = std::filesystem::path(directory).lexically_normal().filename().string();
     }
     for (const TensorShape& wanted : model_tensors(config_)) {
-      const std::string name = hugging_face_name(*parsed.architecture, wanted.name);
-      const auto* entry = files_->find(name);
+      const auto [name, rows] = hugging_face_place(*parsed.architecture, wanted.name);
+      const auto* entry = find_in_files(*parsed.architecture, name);
       if (entry == nullptr) missing(name);
-      const SafeTensor& tensor = entry->tensor;
-      add(check_tensor(
-              {name, tensor.dtype, tensor.format, tensor.shape, tensor.bytes.data(), entry->file},
-              wanted),
-          entry->file);
+      const SafeTensor& found = entry->tensor;
+      SourceTensor tensor = check_tensor(
+          {name, found.dtype, found.format, found.shape, found.bytes.data(), entry->file}, wanted,
+          range_of(rows, wanted, config_));
+      if (parsed.architecture->norms_less_one && wanted.name.ends_with("norm.weight")) {
+        tensor.addend = 1.0f;
+      }
+      add(std::move(tensor), entry->file);
     }
   }
 
  private:
-  static HuggingFaceConfig read_config(const std::string& directory) {
+  // By its name, or by the one that it has within a wrapper.
+  const SafetensorsDirectory::Entry* find_in_files(const Architecture& architecture,
+                                                   const std::string& name) const {
+    constexpr std::string_view kUsual = "model.";
+    const auto* entry = files_->find(name);
+    if (entry != nullptr || !name.starts_with(kUsual)) return entry;
+    for (const std::string_view prefix : architecture.wrapped_prefixes) {
+      entry = files_->find(std::string(prefix) + name.substr(kUsual.size()));
+      if (entry != nullptr) return entry;
+    }
+    return nullptr;
+  }
+
+  static HuggingFaceConfig read_config(const std::string& directory, int context) {
     const std::string path = directory + "/config.json";
     const std::string generation_path = directory + "/generation_config.json";
     const Json config = read_json_file(path);
     Json generation;
     if (std::filesystem::exists(generation_path)) generation = read_json_file(generation_path);
-    return parse_hugging_face_config(config, generation.is_null() ? nullptr : &generation, path);
+    return parse_hugging_face_config(config, generation.is_null() ? nullptr : &generation, path,
+                                     context);
   }
 
   std::optional<SafetensorsDirectory> files_;
@@ -147,17 +188,17 @@ class HuggingFaceSource : public MappedSource {
 
 class GgufSource : public MappedSource {
  public:
-  explicit GgufSource(const std::string& path)
+  GgufSource(const std::string& path, int context)
       : MappedSource(path), file_(path), gguf_(file_.bytes(), path) {
-    const auto parsed = parse_gguf_config(gguf_);
+    const auto parsed = parse_gguf_config(gguf_, context);
     config_ = parsed.model;
     for (const TensorShape& wanted : model_tensors(config_)) {
-      const std::string name = gguf_name(*parsed.architecture, wanted.name);
+      const auto [name, rows] = gguf_place(*parsed.architecture, wanted.name);
       const GgufTensor* found = gguf_.find_tensor(name);
       if (found == nullptr) missing(name);
       SourceTensor tensor = check_tensor({name, gguf_type_name(found->type), found->format,
                                           found->shape, found->bytes.data(), &file_},
-                                         wanted);
+                                         wanted, range_of(rows, wanted, config_));
       if (parsed.architecture->gguf_permutes_qk && is_query_or_key(wanted.name)) {
         tensor.permuted_head_dim = config_.head_dim;
       }
@@ -194,8 +235,9 @@ const std::byte* SourceTensor::row(int64_t canonical_row) const {
   return data + row * row_bytes(format, cols);
 }
 
-std::unique_ptr<WeightSource> open_model(const std::string& path, const std::string& load_format) {
-  if (load_format == "dummy") return make_dummy_source(path);
+std::unique_ptr<WeightSource> open_model(const std::string& path, const std::string& load_format,
+                                         int context) {
+  if (load_format == "dummy") return make_dummy_source(path, context);
   if (load_format != "auto") {
     fail(ErrorCode::kInvalidArgument, "load_format: '{}' is not auto or dummy", load_format);
   }
@@ -204,24 +246,30 @@ std::unique_ptr<WeightSource> open_model(const std::string& path, const std::str
   if (!std::filesystem::exists(status)) {
     fail(ErrorCode::kNotFound, "{}: no such file or directory", path);
   }
-  if (std::filesystem::is_directory(status)) return std::make_unique<HuggingFaceSource>(path);
+  if (std::filesystem::is_directory(status))
+    return std::make_unique<HuggingFaceSource>(path, context);
   if (path.ends_with(".safetensors")) {
     fail(ErrorCode::kInvalidArgument, "{}: give the directory that holds it and config.json", path);
   }
-  return std::make_unique<GgufSource>(path);
+  return std::make_unique<GgufSource>(path, context);
 }
 
 ModelShape model_shape(const WeightSource& source, int64_t width_multiple) {
   constexpr int64_t kFewBlocks = 16;
   constexpr int64_t kNarrow = 32;
-  const int64_t ffn = source.config().ffn;
-  int64_t multiple = 1;
+  // Of a layer's own feed-forward, and of its experts'.
+  std::array<int64_t, 2> multiples{1, 1};
+  const std::array<int64_t, 2> widths{source.config().ffn, source.config().experts().expert_ffn};
   for (const SourceTensor& tensor : source.tensors()) {
     if (!tensor.name.ends_with(".down.weight")) continue;
+    int64_t& multiple = multiples[tensor.name.find(".experts.") != std::string::npos];
     multiple = std::max<int64_t>(multiple, traits(tensor.format).block_elements);
   }
-  if (ffn / multiple < kFewBlocks && multiple > kNarrow) multiple = kNarrow;
-  return source.config().shape(std::lcm(multiple, width_multiple));
+  for (size_t i = 0; i < 2; ++i) {
+    if (widths[i] / multiples[i] < kFewBlocks && multiples[i] > kNarrow) multiples[i] = kNarrow;
+    multiples[i] = std::lcm(multiples[i], width_multiple);
+  }
+  return source.config().shape(multiples[0], multiples[1]);
 }
 
 }  // namespace trireme

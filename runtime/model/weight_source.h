@@ -5,6 +5,8 @@
 //   embed.weight [vocab, hidden]   norm.weight [hidden]   head.weight [vocab, hidden]
 //   layers.N.attn_norm.weight  layers.N.{q,k,v,o}.{weight,bias}  layers.N.{q,k}_norm.weight
 //   layers.N.ffn_norm.weight   layers.N.{gate,up,down}.weight
+//   layers.N.{attn,ffn}_post_norm.weight
+//   layers.N.router.weight [experts, hidden]   layers.N.experts.E.{gate,up,down}.weight
 #pragma once
 
 #include <cstdint>
@@ -30,6 +32,8 @@ struct SourceTensor {
   const std::byte* data = nullptr;
   // Llama q/k in GGUF: canonical row r of a head lies at file row permuted(r). 0: not permuted.
   int permuted_head_dim = 0;
+  // A vector's elements lie in the file less this.
+  float addend = 0.0f;
   // Row r is row r mod this one of so many (random weights). 0: all rows are there.
   int64_t distinct_rows = 0;
 
@@ -58,9 +62,10 @@ class WeightSource {
 // list of known ones).
 //
 // `load_format` "dummy": random bf16 weights of the shapes that the directory's config.json says;
-// no weight file is needed.
+// no weight file is needed. `context`: tokens that it is to be served with, from which a rope may
+// follow; 0: the model's own.
 std::unique_ptr<WeightSource> open_model(const std::string& path,
-                                         const std::string& load_format = "auto");
+                                         const std::string& load_format = "auto", int context = 0);
 
 // What make_layout needs to know. Feed-forward cuts fall on whole blocks of the down projection's
 // columns (gate and up are cut by rows, which no block spans), unless those are so wide and so few

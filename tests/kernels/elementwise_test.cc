@@ -75,6 +75,35 @@ TEST_P(ElementwiseTest, AddRmsNorm) {
   }
 }
 
+// The norm of what is added comes before the addition.
+TEST_P(ElementwiseTest, AddNormed) {
+  Backend& b = backend(2);
+  for (int round = 0; round < rounds(12); ++round) {
+    const int rows = random_.integer(1, 67), cols = width(2, round < 6 ? 900 : 5000);
+    SCOPED_TRACE(fmt::format("[{}, {}]", rows, cols));
+    const auto x = random_.normals(int64_t{rows} * cols);
+    const auto delta = activations(int64_t{rows} * cols, random_.pick({0.03f, 1.0f, 30.0f}));
+    const auto delta_norm = random_.normals(cols), weight = random_.normals(cols);
+    const Buffer delta_norms = b.upload(delta_norm), weights = b.upload(weight);
+    auto want = expected_norm(delta, delta_norm, 1e-6);
+    for (size_t i = 0; i < x.size(); ++i) want[i] += static_cast<double>(x[i]);
+    for (const bool normed_too : {true, false}) {
+      GuardedMatrix stream = residual(b, rows, cols), out = normed(b, rows, cols);
+      GuardedMatrix added(b, rows, cols, activation());
+      stream.fill(x);
+      added.fill(delta);
+      b.add_normed(stream.view(), added.view(), delta_norms.as<float>(),
+                   normed_too ? weights.as<float>() : nullptr, 1e-6f, out.view());
+      const auto sum = stream.take();
+      expect_close(relative_l2(sum, want), 1e-6);
+      added.look();
+      if (!normed_too) continue;
+      expect_close(relative_l2(out.take(), expected_norm(sum, weight, 1e-6)),
+                   on_gpu() ? of_element(2e-3) : tolerance());
+    }
+  }
+}
+
 TEST_P(ElementwiseTest, GatedActivation) {
   Backend& b = backend(2);
   for (const Activation kind : {Activation::kSilu, Activation::kGeluTanh}) {

@@ -13,6 +13,8 @@ struct FixtureEntry {
   std::string path;      // for open_model
   std::string expected;  // stem of the expected values
   std::string dtype;
+  int window = 0;   // of some layers
+  int experts = 0;  // of some layers
   bool quantized() const { return dtype.starts_with("q"); }
 };
 

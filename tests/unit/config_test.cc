@@ -93,9 +93,8 @@ TEST(HuggingFaceConfig, ArchitecturesDifferByFlags) {
 }
 
 TEST(HuggingFaceConfig, UnknownArchitecturesGetTheList) {
-  for (const char* name : {"MistralForCausalLM", "Gemma3ForCausalLM", "GPT2LMHeadModel", ""}) {
-    expect_refused(qwen(name), "LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
-                   ErrorCode::kUnimplemented);
+  for (const char* name : {"GPT2LMHeadModel", ""}) {
+    expect_refused(qwen(name), "known are LlamaForCausalLM, Mistral", ErrorCode::kUnimplemented);
   }
   Json config = llama();
   config.erase("architectures");
@@ -352,8 +351,23 @@ TEST(GgufConfig, RefusesMissingAndAbsurdFields) {
   expect_refused(with("llama.attention.head_count_kv", 3), "no multiple of 3");
   expect_refused(gguf().u32("llama.attention.value_length", 4), "value_length",
                  ErrorCode::kUnimplemented);
-  expect_refused(gguf().u32("llama.expert_count", 4), "llama.expert_count",
+  expect_refused(gguf("qwen2").u32("qwen2.expert_count", 4), "qwen2.expert_count",
                  ErrorCode::kUnimplemented);
+  expect_refused(gguf().u32("llama.expert_count", 4), "llama.expert_used_count");
+  for (const char* key : {"expert_shared_count", "expert_gating_func"}) {
+    expect_refused(gguf().u32(std::string("llama.") + key, 2), key, ErrorCode::kUnimplemented);
+  }
+  expect_refused(gguf().f32("llama.final_logit_softcapping", 30.0f), "final_logit_softcapping",
+                 ErrorCode::kUnimplemented);
+  expect_refused(gguf("gemma3"), "gemma3.attention.sliding_window' is missing");
+  const auto with_long = [](const char* arch) {
+    return gguf(arch).tensor("rope_factors_long.weight", {4}, 0, 25600);
+  };
+  expect_refused(with_long("llama"), "'longrope' is not known for llama",
+                 ErrorCode::kUnimplemented);
+  expect_refused(with_long("phi3"), "phi3.rope.scaling.original_context_length");
+  expect_refused(with_long("phi3").u32("phi3.rope.scaling.original_context_length", 64),
+                 "rope_factors_short.weight");
   expect_refused(gguf().u32("llama.vocab_size", 99), "llama.vocab_size");
   expect_refused(gguf().u32("tokenizer.ggml.eos_token_id", 100), "100");
 }

@@ -13,7 +13,7 @@ target_compile_definitions(trireme_test_engine PRIVATE
   TRIREME_FIXTURES="${PROJECT_SOURCE_DIR}/tests/fixtures")
 trireme_test(engine_test SOURCES engine_test.cc DEPENDS trireme_test_engine trireme_test_model
              TIMEOUT 240 LABELS threads)
-foreach(part equality window)
+foreach(part equality families window)
   trireme_test(engine_${part}_test SOURCES engine_${part}_test.cc DEPENDS trireme_test_engine
                TIMEOUT 240 LABELS threads)
 endforeach()

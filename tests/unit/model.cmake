@@ -1,10 +1,11 @@
 foreach(name config gguf prefill_parts safetensors)
   trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_model)
 endforeach()
-trireme_test(parity_test SOURCES parity_test.cc DEPENDS trireme_test_model TIMEOUT 120
+trireme_test(parity_test SOURCES parity_test.cc DEPENDS trireme_test_model TIMEOUT 240
              LABELS threads)
 trireme_test(parity_smollm2_test SOURCES parity_smollm2_test.cc DEPENDS trireme_test_model
              TIMEOUT 300 LABELS threads)
 trireme_test(parity_invariance_test SOURCES parity_invariance_test.cc DEPENDS trireme_test_model
-             TIMEOUT 120 LABELS threads)
+             TIMEOUT 480 LABELS threads)
+trireme_test(families_test SOURCES families_test.cc DEPENDS trireme_test_model)
 trireme_test(loader_test SOURCES loader_test.cc DEPENDS trireme_test_model)

@@ -7,6 +7,8 @@
 #include <random>
 
 #include "base/error.h"
+#include "parallel/balance.h"
+#include "parallel/shard.h"
 #include "parallel/topology.h"
 
 namespace trireme {
@@ -133,6 +135,71 @@ TEST(TensorShards, EveryDegreeOfKnownModels) {
                            .vocab = 128256,
                            .ffn_multiple = 32};
   for (const TensorShard& shard : shards_of(llama8b, 16)) EXPECT_EQ(shard.q_heads.count, 2);
+}
+
+// Of every expert all of its feed-forward is on one rank or another, once.
+void expect_expert_cover(const ModelShape& model, const std::vector<TensorShard>& shards) {
+  std::vector<int64_t> covered(static_cast<size_t>(model.experts), 0);
+  for (const TensorShard& shard : shards) {
+    EXPECT_GE(shard.experts.count, 1);
+    EXPECT_GE(shard.expert_ffn.count, 1);
+    EXPECT_EQ(shard.expert_ffn.begin % model.expert_ffn_multiple, 0);
+    for (int64_t e = shard.experts.begin; e < shard.experts.end(); ++e) {
+      EXPECT_EQ(shard.expert_ffn.begin, covered[static_cast<size_t>(e)]);
+      covered[static_cast<size_t>(e)] = shard.expert_ffn.end();
+    }
+  }
+  for (const int64_t end : covered) EXPECT_EQ(end, model.expert_ffn);
+}
+
+TEST(TensorShards, ExpertsWholeOrInParts) {
+  ModelShape model = smollm2();
+  model.ffn = 0;  // every layer has experts
+  model.q_heads = model.kv_heads = 24;
+  model.experts_per_token = 2;
+  for (const int experts : {1, 2, 3, 8, 60}) {
+    for (const int multiple : {1, 32}) {
+      model.experts = experts;
+      model.expert_ffn = 96;
+      model.expert_ffn_multiple = multiple;
+      const int most = std::min(24, experts * 96 / multiple);
+      EXPECT_EQ(max_tensor(model), most);
+      for (int tensor = 1; tensor <= most; ++tensor) {
+        const auto shards = shards_of(model, tensor);
+        expect_expert_cover(model, shards);
+        for (const TensorShard& shard : shards) {
+          EXPECT_EQ(shard.ffn.count, 0);
+          if (tensor <= experts) {
+            EXPECT_EQ(shard.expert_ffn, (Part{0, 96}));
+          }
+        }
+      }
+      if (most == 24) continue;
+      const std::string message = refusal([&] { shards_of(model, most + 1); });
+      EXPECT_NE(message.find("blocks of experts"), std::string::npos) << message;
+    }
+  }
+  model.expert_ffn = 100;
+  EXPECT_NE(refusal([&] { shards_of(model, 1); }).find("no multiple of 32"), std::string::npos);
+  // Three experts over four ranks: the first has two.
+  model.experts = 3;
+  model.expert_ffn = 96;
+  const auto shards = shards_of(model, 4);
+  EXPECT_EQ(shards[0].experts, (Part{0, 1}));
+  EXPECT_EQ(shards[1].experts, (Part{0, 1}));
+  EXPECT_EQ(shards[1].expert_ffn, (Part{64, 32}));
+  EXPECT_EQ(shards[2].experts, (Part{1, 1}));
+}
+
+// Where a model brings no costs: experts count as often as a token goes to them.
+TEST(Stages, ExpertsCostWhatATokenMultiplies) {
+  ModelShape dense = smollm2(), sparse = smollm2();
+  dense.ffn = 2 * 96;
+  sparse.ffn = 0;
+  sparse.experts = 60;
+  sparse.experts_per_token = 2;
+  sparse.expert_ffn = 96;
+  EXPECT_EQ(costs_of(sparse).layers, costs_of(dense).layers);
 }
 
 TEST(TensorShards, TinyVocabularies) {

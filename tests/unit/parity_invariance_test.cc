@@ -49,7 +49,8 @@ class EveryModel : public testing::TestWithParam<FixtureEntry> {
 };
 
 TEST_P(EveryModel, GivesTheReferencesLogitsOnEveryInstructionSet) {
-  const double tolerance = GetParam().quantized() ? 1e-3 : 2e-5;
+  const double quantized = GetParam().experts > 0 ? 2e-3 : 1e-3;  // as in parity_test
+  const double tolerance = GetParam().quantized() ? quantized : 2e-5;
   const ExpectedPrompt& prompt = expected_.prompts.back();
   const Chunk chunk{0, prompt.ids, 1};
   for (const CpuIsa isa : machine_isas()) {
@@ -253,8 +254,6 @@ TEST(Decoder, RefusesWhatItCannotCompute) {
   };
   EXPECT_FALSE(refused([](ModelConfig&) {}));
   EXPECT_TRUE(refused([](ModelConfig& config) { config.final_softcap = 30.0f; }));
-  EXPECT_TRUE(refused([](ModelConfig& config) { config.layers[1].post_norms = true; }));
-  EXPECT_TRUE(refused([](ModelConfig& config) { config.layers[1].experts.experts = 8; }));
 }
 
 }  // namespace
