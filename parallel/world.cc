@@ -1,6 +1,9 @@
 #include "parallel/world.h"
 
+#include <numeric>
+
 #include "base/error.h"
+#include "parallel/ledger_communicator.h"
 #include "parallel/recording_communicator.h"
 #include "parallel/stage_edge.h"
 
@@ -8,6 +11,28 @@ namespace trireme {
 
 namespace {
 constexpr int64_t kFirstMessage = 4096;  // bytes
+
+std::vector<int32_t> all_ranks(const ParallelLayout& layout) {
+  std::vector<int32_t> ranks(static_cast<size_t>(layout.world()));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
+// Those of `count` stages from `first` on.
+std::vector<int32_t> stage_ranks(const ParallelLayout& layout, int first, int count = 1) {
+  std::vector<int32_t> ranks;
+  for (int32_t rank : all_ranks(layout)) {
+    const int stage = layout.stage_of(rank);
+    if (stage >= first && stage < first + count) ranks.push_back(rank);
+  }
+  return ranks;
+}
+
+template <typename Group>
+void write_down(std::unique_ptr<Group>& group, Ledger& ledger, std::vector<int32_t> ranks) {
+  if (group == nullptr || group->size() == 1) return;
+  group = make_ledger_communicator(std::move(group), ledger, std::move(ranks));
+}
 }  // namespace
 
 World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout) {
@@ -22,6 +47,10 @@ World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout) {
   world.tp = control->split(world.stage(), "tp");
   world.doorbell = make_doorbell(*control);
   world.control = std::move(control);
+  world.ledger = std::make_unique<Ledger>();
+  write_down(world.control, *world.ledger, all_ranks(world.layout));
+  write_down(world.data, *world.ledger, all_ranks(world.layout));
+  write_down(world.tp, *world.ledger, stage_ranks(world.layout, world.stage()));
   return world;
 }
 
@@ -57,12 +86,22 @@ void greet_token_peers(World& world, const Buffer& memory) {
 
 }  // namespace
 
-void connect_devices(World& world, int device) {
-  if (world.layout.world() == 1) return;
-  if (world.layout.pipeline() == 1) {
-    world.device_tp = make_nccl_communicator(*world.tp, device, "device tp");
-    return;
-  }
+namespace {
+
+void write_down_devices(World& world) {
+  Ledger& ledger = *world.ledger;
+  const ParallelLayout& layout = world.layout;
+  const int stage = world.stage(), last = layout.pipeline() - 1;
+  write_down(world.device_data, ledger, all_ranks(layout));
+  write_down(world.device_tp, ledger, stage_ranks(layout, stage));
+  write_down(world.device_incoming, ledger, stage_ranks(layout, stage - 1, 2));
+  write_down(world.device_outgoing, ledger, stage_ranks(layout, stage, 2));
+  std::vector<int32_t> ends = stage_ranks(layout, 0);
+  for (int32_t rank : stage_ranks(layout, last)) ends.push_back(rank);
+  write_down(world.device_tokens, ledger, std::move(ends));
+}
+
+void connect_stage_devices(World& world, int device) {
   world.device_data = make_nccl_communicator(*world.data, device, "device data");
   // Of one family: an abort ends all, and none waits for the others' kernels.
   world.device_tp = world.device_data->split_device(world.stage(), "device tp");
@@ -82,6 +121,18 @@ void connect_devices(World& world, int device) {
   if (edge.has_next()) edge.send(message);
   greet_token_peers(world, memory);
   world.device_data->wait({});
+}
+
+}  // namespace
+
+void connect_devices(World& world, int device) {
+  if (world.layout.world() == 1) return;
+  if (world.layout.pipeline() == 1) {
+    world.device_tp = make_nccl_communicator(*world.tp, device, "device tp");
+  } else {
+    connect_stage_devices(world, device);
+  }
+  write_down_devices(world);
 }
 
 }  // namespace trireme

@@ -9,6 +9,7 @@
 #include "parallel/device_communicator.h"
 #include "parallel/doorbell.h"
 #include "parallel/layout.h"
+#include "parallel/ledger.h"
 #include "parallel/stage_edge.h"
 
 namespace trireme {
@@ -57,6 +58,8 @@ class MpiEnvironment {
 struct World {
   ParallelLayout layout;
   int rank = 0;
+  // Every operation of the communicators below is written here; a group of one has none.
+  std::unique_ptr<Ledger> ledger;
   std::unique_ptr<Communicator> control;
   std::unique_ptr<Communicator> data;
   std::unique_ptr<Communicator> tp;
