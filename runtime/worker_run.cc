@@ -1,0 +1,112 @@
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "parallel/wait.h"
+#include "runtime/worker_messages.h"
+#include "runtime/worker_state.h"
+
+namespace trireme {
+namespace {
+
+std::string host_name() {
+  char name[256] = "?";
+  gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+}  // namespace
+
+// On a rank other than 0. Results go to rank 0.
+void Worker::State::finish_oldest(StepResult& result, std::vector<std::byte>& message) {
+  const SpanScope span(config.spans, SpanKind::kResult);
+  const bool told = launched.front().told;
+  finish(result);
+  if (!told) tokens_back->tell(result);
+  if (world.last_stage() && !world.first_stage() && world.tensor_rank() == 0) {
+    encode(result, message);
+    world.control->send(message, 0, kResultTag);
+  }
+}
+
+// Results leave as soon as they are there, until there is an order: the next step is launched while
+// the device is at this one.
+void Worker::State::attend(StepResult& result, std::vector<std::byte>& message) {
+  Waiter waiter(kStepLimit, false);
+  auto looked = std::chrono::steady_clock::now();
+  while (!launched.empty()) {
+    if (is_done(launched.front())) {
+      finish_oldest(result, message);
+      waiter = Waiter(kStepLimit, false);
+      continue;
+    }
+    const bool room = launched.size() < LogitChooser::kInFlight;
+    if (room && world.control->probe(0, kOrderTag, Wait::kNever) >= 0) return;
+    if (!waiter.pause()) {
+      fail(ErrorCode::kDeadlineExceeded, "step {}: the GPU has not finished in {} s",
+           launched.front().result.step, kStepLimit.count());
+    }
+    look_after(looked);
+  }
+}
+
+void Worker::run() {
+  State& state = *state_;
+  World& world = state.world;
+  StepPlan plan;
+  StepResult result;
+  std::vector<std::byte> message;
+  SpanRecorder* spans = state.config.spans;
+  const auto sleep = [&] {
+    const SpanScope span(spans, SpanKind::kWait);
+    world.doorbell->sleep();
+  };
+  try {
+    if (spans != nullptr) spans->leave();
+    sleep();
+    while (true) {
+      receive(*world.control, 0, kOrderTag, Wait::kForever, message);
+      if (message.empty()) fail(ErrorCode::kInternal, "worker: empty message from rank 0");
+      const auto order = static_cast<Order>(message.back());
+      message.pop_back();
+      if (order < Order::kPlan || order > Order::kEnd)
+        fail(ErrorCode::kInternal, "worker: no such order from rank 0");
+      const bool goes_on = order == Order::kPlan;
+      if (goes_on) {
+        {
+          const SpanScope span(spans, SpanKind::kPrepare);
+          decode(std::span<const std::byte>(message), plan);
+        }
+        launch(plan);
+      }
+      if (goes_on) {
+        state.attend(result, message);
+      } else {
+        while (!state.launched.empty()) state.finish_oldest(result, message);
+        settle();
+      }
+      if (goes_on && spans != nullptr) spans->leave();
+      if (order == Order::kEnd) return;
+      if (order == Order::kSleep) sleep();
+    }
+  } catch (const std::exception& error) {
+    abort_world(world, state.step, error.what());
+    throw;
+  }
+}
+
+void abort_world(World& world, uint64_t step, const char* what) {
+  const std::string line = fmt::format("rank {} {} tp{} pp{} step {}: {}", world.rank, host_name(),
+                                       world.tensor_rank(), world.stage(), step, what);
+  log::error("{}", line);
+  for (Communicator* group : {static_cast<Communicator*>(world.device_tp.get()),
+                              static_cast<Communicator*>(world.device_data.get()), world.tp.get(),
+                              world.data.get(), world.control.get()}) {
+    try {
+      if (group != nullptr) group->abort(line);
+    } catch (const std::exception&) {  // already down
+    }
+  }
+}
+
+}  // namespace trireme
