@@ -1,5 +1,7 @@
 #include "parallel/world.h"
 
+#include <unistd.h>
+
 #include <numeric>
 
 #include "base/error.h"
@@ -45,13 +47,63 @@ World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout) {
   world.layout = std::move(layout);
   world.data = control->split(0, "data");
   world.tp = control->split(world.stage(), "tp");
-  world.doorbell = make_doorbell(*control);
+  auto stars = connect_tcp_stars(*control, 2);
+  world.doorbell = make_doorbell(world.rank, std::move(stars[0]));
+  world.watch_star = std::move(stars[1]);
   world.control = std::move(control);
   world.ledger = std::make_unique<Ledger>();
   write_down(world.control, *world.ledger, all_ranks(world.layout));
   write_down(world.data, *world.ledger, all_ranks(world.layout));
   write_down(world.tp, *world.ledger, stage_ranks(world.layout, world.stage()));
   return world;
+}
+
+namespace {
+
+// Host and device; those that there are.
+std::vector<Communicator*> communicators_of(World& world) {
+  std::vector<Communicator*> all;
+  for (Communicator* group :
+       {static_cast<Communicator*>(world.device_tp.get()),
+        static_cast<Communicator*>(world.device_data.get()),
+        static_cast<Communicator*>(world.device_incoming.get()),
+        static_cast<Communicator*>(world.device_outgoing.get()),
+        static_cast<Communicator*>(world.device_tokens.get()), world.tp.get(), world.data.get(),
+        world.control.get()}) {
+    if (group != nullptr) all.push_back(group);
+  }
+  return all;
+}
+
+}  // namespace
+
+void set_deadlines(World& world, std::chrono::milliseconds limit) {
+  for (Communicator* group : communicators_of(world)) group->set_deadline(limit);
+}
+
+void abort_communicators(World& world, const std::string& reason) noexcept {
+  // The device's first: the host is asked for aborts by who waits for it.
+  for (Communicator* group : communicators_of(world)) {
+    try {
+      group->abort(reason);
+    } catch (const std::exception&) {  // already down
+    }
+  }
+}
+
+void start_watchdog(World& world, WatchdogOptions options) {
+  if (world.layout.world() == 1) return;
+  std::vector<RankPlace> places(static_cast<size_t>(world.layout.world()));
+  RankPlace mine;
+  gethostname(mine.host, sizeof mine.host - 1);
+  mine.stage = world.stage();
+  mine.tensor = world.tensor_rank();
+  world.control->all_gather(std::as_bytes(std::span(&mine, 1)),
+                            std::as_writable_bytes(std::span(places)));
+  options.abort = [&world](const std::string& reason) { abort_communicators(world, reason); };
+  world.watchdog = std::make_unique<Watchdog>(world.rank, std::move(places),
+                                              std::move(world.watch_star), *world.ledger,
+                                              std::move(options));
 }
 
 void record_spans(World& world, SpanRecorder& spans) {

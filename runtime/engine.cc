@@ -122,6 +122,7 @@ void Engine::State::dispatch() {
     counters.prompt_tokens +=
         static_cast<uint64_t>(std::clamp(prompt - row.position, 0, row.count));
   }
+  world.ledger->begin_step(step, 0);
   if (world.control->size() > 1) {
     const SpanScope span(record.spans, SpanKind::kPlan);
     wake_ranks();
@@ -185,6 +186,7 @@ void Engine::State::append_event(const SequenceEvent& from, StepResult& finished
 
 void Engine::State::apply(StepResult& finished) {
   const SpanScope span(record.spans, SpanKind::kResult);
+  world.ledger->end_step(finished.step);
   {
     const std::lock_guard lock(mutex);
     scheduler_events.clear();
@@ -378,7 +380,7 @@ void Engine::run() {
     state.end_ranks();
   } catch (const std::exception& error) {
     state.fail_sequences();
-    abort_world(state.world, state.step, error.what());
+    abort_world(state.world, state.step, error);
     throw;
   }
 }

@@ -22,6 +22,7 @@ void Worker::State::finish_oldest(StepResult& result, std::vector<std::byte>& me
   const SpanScope span(config.spans, SpanKind::kResult);
   const bool told = launched.front().told;
   finish(result);
+  world.ledger->end_step(result.step);
   if (!told) tokens_back->tell(result);
   if (world.last_stage() && !world.first_stage() && world.tensor_rank() == 0) {
     encode(result, message);
@@ -59,7 +60,11 @@ void Worker::run() {
   SpanRecorder* spans = state.config.spans;
   const auto sleep = [&] {
     const SpanScope span(spans, SpanKind::kWait);
+    LedgerCall call;
+    call.op = LedgerOp::kIdle;
+    world.ledger->begin(call);
     world.doorbell->sleep();
+    world.ledger->end();
   };
   try {
     if (spans != nullptr) spans->leave();
@@ -77,7 +82,9 @@ void Worker::run() {
           const SpanScope span(spans, SpanKind::kPrepare);
           decode(std::span<const std::byte>(message), plan);
         }
+        world.ledger->begin_step(plan.step, 0);
         launch(plan);
+        if (!samples()) world.ledger->end_step(plan.step);
       }
       if (goes_on) {
         state.attend(result, message);
@@ -90,23 +97,22 @@ void Worker::run() {
       if (order == Order::kSleep) sleep();
     }
   } catch (const std::exception& error) {
-    abort_world(world, state.step, error.what());
+    abort_world(world, state.step, error);
     throw;
   }
 }
 
-void abort_world(World& world, uint64_t step, const char* what) {
+void abort_world(World& world, uint64_t step, const std::exception& error) {
   const std::string line = fmt::format("rank {} {} tp{} pp{} step {}: {}", world.rank, host_name(),
-                                       world.tensor_rank(), world.stage(), step, what);
-  log::error("{}", line);
-  for (Communicator* group : {static_cast<Communicator*>(world.device_tp.get()),
-                              static_cast<Communicator*>(world.device_data.get()), world.tp.get(),
-                              world.data.get(), world.control.get()}) {
-    try {
-      if (group != nullptr) group->abort(line);
-    } catch (const std::exception&) {  // already down
-    }
+                                       world.tensor_rank(), world.stage(), step, error.what());
+  if (world.watchdog != nullptr) {
+    const auto* ours = dynamic_cast<const Error*>(&error);
+    const bool passive = ours != nullptr && (ours->code() == ErrorCode::kAborted ||
+                                             ours->code() == ErrorCode::kDeadlineExceeded);
+    world.watchdog->failed(error.what(), passive);
   }
+  if (world.watchdog == nullptr || !world.watchdog->has_ended()) log::error("{}", line);
+  abort_communicators(world, line);
 }
 
 }  // namespace trireme
