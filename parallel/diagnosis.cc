@@ -113,18 +113,14 @@ const LedgerStep* find_step(const RankReport& report, uint64_t step) {
 }
 
 bool blame_plan(const Reports& reports, Verdict& verdict) {
-  const PlanDifference found = different_plans(reports);
-  if (found.ranks.empty()) return false;
-  verdict.culprits = found.ranks;
-  for (const int32_t rank : found.ranks) {
-    const RankReport& report = reports[static_cast<size_t>(rank)];
+  for (const RankReport& report : reports) {
+    const std::string line = plan_difference(reports[0], report);
+    if (line.empty()) continue;
+    verdict.culprits.push_back(report.rank);
     if (!verdict.line.empty()) verdict.line += "; ";
-    verdict.line += fmt::format("{} step {}: the hash of its plan is {:016x}", where(report),
-                                found.step, find_step(report, found.step)->plan);
+    verdict.line += line;
   }
-  verdict.line += fmt::format(", that of {} is {:016x}", where(reports[0]),
-                              find_step(reports[0], found.step)->plan);
-  return true;
+  return !verdict.culprits.empty();
 }
 
 // What must be equal on all ranks of a group, for each of its collectives.
@@ -254,9 +250,10 @@ bool blame_lost(const Reports& reports, RankReport::State state, Verdict& verdic
     verdict.line += where(report);
     verdict.line += state == RankReport::State::kGone
                         ? " is gone: its connection has closed"
-                        : fmt::format(" has not answered for {:.1f} s: it is stopped, or cannot be "
-                                      "reached",
-                                      report.unheard);
+                        : fmt::format(
+                              " has not answered for {:.1f} s: it is stopped, or cannot be "
+                              "reached",
+                              report.unheard);
     verdict.line += "; it was last heard of " + doing(report) + waiting_for(reports, rank);
   }
   return true;
@@ -320,17 +317,14 @@ std::string rank_line(const RankReport& report) {
 
 }  // namespace
 
-PlanDifference different_plans(const std::vector<RankReport>& reports) {
-  PlanDifference found;
-  for (const LedgerStep& step : reports[0].view.steps) {
-    for (size_t rank = 1; rank < reports.size(); ++rank) {
-      const LedgerStep* other = find_step(reports[rank], step.step);
-      if (other != nullptr && other->plan != step.plan) found.ranks.push_back(reports[rank].rank);
-    }
-    found.step = step.step;
-    if (!found.ranks.empty()) return found;
+std::string plan_difference(const RankReport& root, const RankReport& other) {
+  for (const LedgerStep& step : root.view.steps) {
+    const LedgerStep* same = find_step(other, step.step);
+    if (same == nullptr || same->plan == step.plan) continue;
+    return fmt::format("{} step {}: the hash of its plan is {:016x}, that of {} is {:016x}",
+                       where(other), step.step, same->plan, where(root), step.plan);
   }
-  return found;
+  return {};
 }
 
 Verdict diagnose(const std::vector<RankReport>& reports, const std::string& alarm) {

@@ -40,11 +40,8 @@ struct Verdict {
 // for, directly or through each other, while it waits for nobody.
 Verdict diagnose(const std::vector<RankReport>& reports, const std::string& alarm);
 
-// The first step, if any, whose plan is another on some rank than on rank 0: those ranks.
-struct PlanDifference {
-  uint64_t step = 0;
-  std::vector<int32_t> ranks;
-};
-PlanDifference different_plans(const std::vector<RankReport>& reports);
+// Names both ranks and their hashes of the first step that both know and whose plan is not the
+// same; empty if there is none.
+std::string plan_difference(const RankReport& root, const RankReport& other);
 
 }  // namespace trireme

@@ -14,7 +14,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr auto kRingLimit = std::chrono::seconds(5);   // for a rank that has stopped reading
+constexpr auto kRingLimit = std::chrono::seconds(5);  // for a rank that has stopped reading
 constexpr std::byte kRing{1};
 
 class NoDoorbell final : public Doorbell {

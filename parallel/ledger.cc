@@ -104,9 +104,9 @@ LedgerView Ledger::view(size_t operations) const {
   std::vector<std::pair<uint64_t, LedgerStep>> steps;
   for (const Words& slot : steps_) {
     if (!read(slot, words)) continue;
-    steps.push_back({words[0],
-                     {words[1], words[2], static_cast<int64_t>(words[3]),
-                      static_cast<int64_t>(words[4])}});
+    steps.push_back(
+        {words[0],
+         {words[1], words[2], static_cast<int64_t>(words[3]), static_cast<int64_t>(words[4])}});
   }
   std::sort(steps.begin(), steps.end(),
             [](const auto& a, const auto& b) { return a.first < b.first; });

@@ -1,6 +1,6 @@
-// What a rank's step loop did last: a ring of its operations and one of its steps. The loop's thread
-// writes, without locks; the watchdog's reads, and tells from all ranks' ledgers why a world stands
-// still.
+// What a rank's step loop did last: a ring of its operations and one of its steps. The loop's
+// thread writes, without locks; the watchdog's reads, and tells from all ranks' ledgers why a world
+// stands still.
 //
 // Every communicator of a World is recorded by a wrapper (ledger_communicator.h); what passes by
 // the communicators (peer sums, waits for a device) is recorded where it is done. Times are of the

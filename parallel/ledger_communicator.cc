@@ -56,6 +56,7 @@ class LedgerWriter : public Base {
     return bytes;
   }
 
+  void set_agreement(uint64_t value) override { inner_->set_agreement(value); }
   void set_deadline(std::chrono::milliseconds limit) override { inner_->set_deadline(limit); }
   void abort(const std::string& reason) override { inner_->abort(reason); }
   void check() override { inner_->check(); }

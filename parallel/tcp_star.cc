@@ -59,8 +59,8 @@ Invitation make_invitation(uint16_t port, bool one_host) {
   return invitation;
 }
 
-// Rank 0: every channel's connection from every other rank. Whoever does not know the secret is sent
-// away.
+// Rank 0: every channel's connection from every other rank. Whoever does not know the secret is
+// sent away.
 std::vector<TcpStar> accept_all(const Socket& listener, const Secret& secret, int size,
                                 int channels) {
   const auto until = Clock::now() + kStartLimit;

@@ -21,6 +21,14 @@ constexpr Milliseconds kRootLinger{700};
 
 }  // namespace
 
+void Watchdog::State::take_report(size_t of_rank, const WatchFrame& frame) {
+  RankReport& report = peers[of_rank].report;
+  if (!decode_report(frame.body, report) || !other_plan.empty()) return;
+  RankReport mine = peers[0].report;
+  mine.view = ledger.view(0);
+  other_plan = plan_difference(mine, report);
+}
+
 void Watchdog::State::take_frames(size_t of_rank) {
   Peer& peer = peers[of_rank];
   if (peer.closed) return;
@@ -32,9 +40,9 @@ void Watchdog::State::take_frames(size_t of_rank) {
     peer.heard = Clock::now();
     switch (frame->word) {
       case WatchWord::kAnswer: peer.answered = true; [[fallthrough]];
-      case WatchWord::kReport: decode_report(frame->body, peer.report); break;
+      case WatchWord::kReport: take_report(of_rank, *frame); break;
       case WatchWord::kAlarm:
-        decode_report(frame->body, peer.report);
+        take_report(of_rank, *frame);
         alarm = where(of_rank) + " has raised an alarm";
         break;
       case WatchWord::kBye:
@@ -55,6 +63,7 @@ std::string Watchdog::State::look() {
     if (peer.closed) return where(i) + " is gone";
     if (Clock::now() - peer.heard > options.silence_limit) return where(i) + " does not answer";
   }
+  if (!other_plan.empty()) return other_plan;
   if (!alarm.empty()) return alarm;
   {
     const std::lock_guard lock(mutex);
@@ -106,11 +115,11 @@ void Watchdog::State::collect(Milliseconds limit) {
 }
 
 void Watchdog::State::conclude(const std::string& why) {
-  const bool lost = std::any_of(peers.begin() + 1, peers.end(), [](const Peer& peer) {
-    return peer.closed && !peer.left;
-  });
+  const bool lost = std::any_of(peers.begin() + 1, peers.end(),
+                                [](const Peer& peer) { return peer.closed && !peer.left; });
   collect(lost ? kHurriedLimit : kCollectLimit);
-  const Verdict verdict = diagnose(reports(), why);
+  Verdict verdict = diagnose(reports(), why);
+  if (!lost && !other_plan.empty()) verdict.line = other_plan;
   if (options.print) {
     options.print(verdict.line);
     for (const std::string& line : verdict.ranks) options.print("  " + line);
@@ -138,13 +147,12 @@ void Watchdog::State::watch_all() {
   while (!is_stopping()) {
     wait_for_input(next_beat);
     for (size_t i = 1; i < peers.size(); ++i) take_frames(i);
-    std::string why = look();
+    const std::string why = look();
     if (Clock::now() >= next_beat) {
       for (size_t i = 1; i < peers.size(); ++i) {
         if (!peers[i].closed && !peers[i].left) send(i, WatchWord::kAlive);
       }
       next_beat = Clock::now() + beat;
-      if (why.empty() && !different_plans(reports()).ranks.empty()) why = "plans differ";
     }
     if (why.empty()) continue;
     conclude(why);

@@ -63,13 +63,12 @@ namespace {
 // Host and device; those that there are.
 std::vector<Communicator*> communicators_of(World& world) {
   std::vector<Communicator*> all;
-  for (Communicator* group :
-       {static_cast<Communicator*>(world.device_tp.get()),
-        static_cast<Communicator*>(world.device_data.get()),
-        static_cast<Communicator*>(world.device_incoming.get()),
-        static_cast<Communicator*>(world.device_outgoing.get()),
-        static_cast<Communicator*>(world.device_tokens.get()), world.tp.get(), world.data.get(),
-        world.control.get()}) {
+  for (Communicator* group : {static_cast<Communicator*>(world.device_tp.get()),
+                              static_cast<Communicator*>(world.device_data.get()),
+                              static_cast<Communicator*>(world.device_incoming.get()),
+                              static_cast<Communicator*>(world.device_outgoing.get()),
+                              static_cast<Communicator*>(world.device_tokens.get()), world.tp.get(),
+                              world.data.get(), world.control.get()}) {
     if (group != nullptr) all.push_back(group);
   }
   return all;
@@ -101,9 +100,9 @@ void start_watchdog(World& world, WatchdogOptions options) {
   world.control->all_gather(std::as_bytes(std::span(&mine, 1)),
                             std::as_writable_bytes(std::span(places)));
   options.abort = [&world](const std::string& reason) { abort_communicators(world, reason); };
-  world.watchdog = std::make_unique<Watchdog>(world.rank, std::move(places),
-                                              std::move(world.watch_star), *world.ledger,
-                                              std::move(options));
+  world.watchdog =
+      std::make_unique<Watchdog>(world.rank, std::move(places), std::move(world.watch_star),
+                                 *world.ledger, std::move(options));
 }
 
 void record_spans(World& world, SpanRecorder& spans) {

@@ -43,6 +43,7 @@ struct Engine::State {
         max_queue(static_cast<size_t>(config.max_queue)),
         remote_results(of_world.layout.pipeline() > 1),
         look_ahead(config.look_ahead),
+        last_plan(plan_seed(world.layout.describe())),
         slot_prompts(static_cast<size_t>(slot_count(config)), 0) {
     snapshot.scheduler = scheduler.stats();
   }
@@ -79,6 +80,7 @@ struct Engine::State {
   // The engine thread's own.
   const bool remote_results;  // the last stage is on other ranks
   const bool look_ahead;
+  uint64_t last_plan;        // its hash: what the next one's begins with
   bool ranks_asleep = true;  // Worker::run() begins at the doorbell
   int in_flight = 0;
   uint64_t step = 0;
@@ -122,11 +124,13 @@ void Engine::State::dispatch() {
     counters.prompt_tokens +=
         static_cast<uint64_t>(std::clamp(prompt - row.position, 0, row.count));
   }
-  world.ledger->begin_step(step, 0);
   if (world.control->size() > 1) {
     const SpanScope span(record.spans, SpanKind::kPlan);
     wake_ranks();
     encode(plan, message);
+    last_plan = seal_plan(message, last_plan);
+    world.ledger->begin_step(step, last_plan);
+    world.tp->set_agreement(last_plan);
     send_order(*world.control, message, Order::kPlan);
   }
   ++in_flight;

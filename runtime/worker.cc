@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include "base/error.h"
@@ -7,6 +8,17 @@
 #include "runtime/worker_state.h"
 
 namespace trireme {
+
+namespace {
+
+std::vector<int32_t> ranks_of_stage(const World& world) {
+  const Stage& stage = world.layout.stage(world.rank);
+  std::vector<int32_t> ranks(static_cast<size_t>(stage.tensor));
+  std::iota(ranks.begin(), ranks.end(), stage.first_rank);
+  return ranks;
+}
+
+}  // namespace
 
 Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& backend_of_rank,
                      DecoderWeights weights, KvCache kv, const WorkerConfig& worker_config)
@@ -17,12 +29,14 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
       cache(std::move(kv)),
       slots(config.slots, groups.windows.size(), config.block_size,
             world.last_stage() ? world.shard().vocab : Part{}),
-      sums(make_tensor_sums(*world.tp, world.device_tp.get(), backend_of_rank, model.hidden)),
+      sums(make_tensor_sums(*world.tp, world.device_tp.get(), backend_of_rank, model.hidden,
+                            world.ledger.get(), ranks_of_stage(world))),
       decoder(model, world.layout, world.rank, std::move(weights), backend_of_rank, *sums,
               config.max_tokens, logit_rows(config, backend_of_rank)),
       edge(make_stage_edge(world)),
       flow(edge, backend_of_rank, config.max_tokens, model.hidden),
-      backend(backend_of_rank) {
+      backend(backend_of_rank),
+      last_plan(plan_seed(world.layout.describe())) {
   if (world.device_tp) {
     tune_sums(*sums, *world.tp, *world.device_tp, decoder.sum_buffers());
   }

@@ -51,6 +51,23 @@ void Worker::State::attend(StepResult& result, std::vector<std::byte>& message) 
   }
 }
 
+// A plan that is not the one that rank 0 has sent, or that follows another, is refused before
+// anything is done with it. That it is also the same as on the ranks beside, their first sum will
+// tell.
+void Worker::State::take_plan(std::vector<std::byte>& message, StepPlan& plan) {
+  const SpanScope span(config.spans, SpanKind::kPrepare);
+  const PlanHashes hashes = unseal_plan(message, last_plan);
+  last_plan = hashes.own;
+  if (hashes.own != hashes.sent) {
+    world.ledger->begin_step(step + 1, hashes.own);
+    fail(ErrorCode::kInternal, "the hash of the plan is {:016x}, that of rank 0's is {:016x}",
+         hashes.own, hashes.sent);
+  }
+  decode(std::span<const std::byte>(message), plan);
+  world.ledger->begin_step(plan.step, hashes.own);
+  world.tp->set_agreement(hashes.own);
+}
+
 void Worker::run() {
   State& state = *state_;
   World& world = state.world;
@@ -78,11 +95,7 @@ void Worker::run() {
         fail(ErrorCode::kInternal, "worker: no such order from rank 0");
       const bool goes_on = order == Order::kPlan;
       if (goes_on) {
-        {
-          const SpanScope span(spans, SpanKind::kPrepare);
-          decode(std::span<const std::byte>(message), plan);
-        }
-        world.ledger->begin_step(plan.step, 0);
+        state.take_plan(message, plan);
         launch(plan);
         if (!samples()) world.ledger->end_step(plan.step);
       }

@@ -122,6 +122,9 @@ void Worker::State::collect(LaunchedStep& launch) {
   if (launch.number == 0) return;
   auto looked = std::chrono::steady_clock::now();
   Waiter waiter(kStepLimit, false);
+  LedgerCall wait;
+  wait.op = LedgerOp::kDevice;
+  world.ledger->begin(wait);
   while (!sampler->done(launch.number)) {
     if (!waiter.pause()) {
       fail(ErrorCode::kDeadlineExceeded, "step {}: the GPU has not finished in {} s",
@@ -129,6 +132,7 @@ void Worker::State::collect(LaunchedStep& launch) {
     }
     look_after(looked);
   }
+  world.ledger->end();
   sampler->take(launch.number, chosen);
   launch.number = 0;
   for (size_t i = 0; i < chosen.size(); ++i) {

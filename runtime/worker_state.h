@@ -75,6 +75,7 @@ struct Worker::State {
   void look_after(std::chrono::steady_clock::time_point& looked);
   void finish_oldest(StepResult& result, std::vector<std::byte>& message);
   void attend(StepResult& result, std::vector<std::byte>& message);
+  void take_plan(std::vector<std::byte>& message, StepPlan& plan);
 
   const ModelConfig& model;
   World& world;
@@ -89,7 +90,8 @@ struct Worker::State {
   Backend& backend;
   std::unique_ptr<Sampler> sampler;  // last stage
   std::unique_ptr<TokenReturn> tokens_back;
-  uint64_t step = 0;  // for messages
+  uint64_t step = 0;   // for messages
+  uint64_t last_plan;  // its hash: what the next one's begins with
   bool omits_edges = false;
   std::deque<LaunchedStep> launched;  // not finished yet, the oldest first
   std::vector<LaunchedStep> spare;    // for reuse

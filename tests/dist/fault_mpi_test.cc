@@ -1,11 +1,11 @@
-// A served model in which one rank does something wrong: fault_test.py starts this under mpirun, and
-// looks at what the others make of it.
+// A served model in which one rank does something wrong: fault_test.py starts this under mpirun,
+// and looks at what the others make of it.
 //
 //   fault_mpi_test CASE VICTIM LAYOUT LINK [DEVICE]
 //
 // From its step 40 on, at its next operation on LINK (control, data or tp) rank VICTIM: is killed
 // (kill), stopped (stop), sleeps for ever (hang), throws (throw), passes over an operation and goes
-// on (skip).
+// on (skip), misreads a plan (plan), or is given another one by rank 0 (other_plan).
 #include <signal.h>
 #include <unistd.h>
 
@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "runtime/instance.h"
+#include "runtime/worker_messages.h"
 #include "tests/unit/engine_world.h"
 
 namespace trireme {
@@ -38,8 +39,11 @@ struct Plan {
 // was never called.
 class FaultyCommunicator final : public Communicator {
  public:
-  FaultyCommunicator(std::unique_ptr<Communicator> inner, const Ledger& ledger, std::string fault)
-      : inner_(std::move(inner)), ledger_(ledger), fault_(std::move(fault)) {}
+  FaultyCommunicator(std::unique_ptr<Communicator> inner, World& world, Plan plan)
+      : inner_(std::move(inner)),
+        ledger_(*world.ledger),
+        last_plan_(plan_seed(world.layout.describe())),
+        plan_(std::move(plan)) {}
 
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
@@ -56,21 +60,35 @@ class FaultyCommunicator final : public Communicator {
   }
   void barrier() override { inner_->barrier(); }
   void send(std::span<const std::byte> data, int to, int tag, StreamHandle stream) override {
-    if (!passes_over()) inner_->send(data, to, tag, stream);
+    if (plan_.fault == "other_plan" && to != plan_.victim) {
+      return inner_->send(data, to, tag, stream);
+    }
+    if (passes_over(data)) return;
+    if (plan_.fault == "other_plan" && data.back() == std::byte(Order::kPlan)) {
+      std::vector<std::byte> plan(data.begin(), data.end() - 1);
+      last_plan_ = unseal_plan(plan, 0).sent;
+    }
+    inner_->send(changed_.empty() ? data : changed_, to, tag, stream);
+    changed_.clear();
   }
   void recv(std::span<std::byte> data, int from, int tag, StreamHandle stream) override {
-    if (!passes_over()) inner_->recv(data, from, tag, stream);
+    if (plan_.fault != "plan" && passes_over()) return;
+    inner_->recv(data, from, tag, stream);
+    if (plan_.fault == "plan" && data.back() == std::byte(Order::kPlan) && is_time()) {
+      data[data.size() / 2] ^= std::byte{4};
+    }
   }
   int64_t probe(int from, int tag, Wait wait) override { return inner_->probe(from, tag, wait); }
   std::unique_ptr<Communicator> split(int color, const std::string& name) override {
     return inner_->split(color, name);
   }
+  void set_agreement(uint64_t value) override { inner_->set_agreement(value); }
   void set_deadline(std::chrono::milliseconds limit) override { inner_->set_deadline(limit); }
   void abort(const std::string& reason) override { inner_->abort(reason); }
   void check() override { inner_->check(); }
 
  private:
-  bool passes_over() {
+  bool is_time() {
     if (done_) return false;
     const LedgerView view = ledger_.view(0);
     if (view.steps.empty() || view.steps.back().step < kFaultStep) return false;
@@ -78,23 +96,41 @@ class FaultyCommunicator final : public Communicator {
     timespec now{};
     clock_gettime(CLOCK_MONOTONIC, &now);
     std::fprintf(stderr, "fault at %ld.%09ld\n", now.tv_sec, now.tv_nsec);
-    if (fault_ == "kill") kill(getpid(), SIGKILL);
-    if (fault_ == "stop") kill(getpid(), SIGSTOP);
-    if (fault_ == "hang") std::this_thread::sleep_for(std::chrono::hours(1));
-    if (fault_ == "throw") fail(ErrorCode::kInternal, "the floor is wet");
-    return fault_ == "skip";
+    return true;
+  }
+  // `data`: of a send.
+  bool passes_over(std::span<const std::byte> data = {}) {
+    if (!is_time()) return false;
+    if (plan_.fault == "kill") kill(getpid(), SIGKILL);
+    if (plan_.fault == "stop") kill(getpid(), SIGSTOP);
+    if (plan_.fault == "hang") std::this_thread::sleep_for(std::chrono::hours(1));
+    if (plan_.fault == "throw") fail(ErrorCode::kInternal, "the floor is wet");
+    if (plan_.fault == "other_plan") change_plan(data);
+    return plan_.fault == "skip";
+  }
+  void change_plan(std::span<const std::byte> data) {
+    changed_.assign(data.begin(), data.end() - 1);
+    unseal_plan(changed_, last_plan_);
+    StepPlan changed;
+    decode(std::span<const std::byte>(changed_), changed);
+    changed.tokens.back() ^= 1;
+    encode(changed, changed_);
+    seal_plan(changed_, last_plan_);
+    changed_.push_back(data.back());
   }
 
   std::unique_ptr<Communicator> inner_;
   const Ledger& ledger_;
-  const std::string fault_;
+  uint64_t last_plan_;  // that was sent to the victim
+  const Plan plan_;
+  std::vector<std::byte> changed_;
   bool done_ = false;
 };
 
 void plant(const Plan& plan, World& world) {
-  if (world.rank != plan.victim) return;
+  if (world.rank != (plan.fault == "other_plan" ? 0 : plan.victim)) return;
   auto& link = plan.link == "control" ? world.control : plan.link == "data" ? world.data : world.tp;
-  link = std::make_unique<FaultyCommunicator>(std::move(link), *world.ledger, plan.fault);
+  link = std::make_unique<FaultyCommunicator>(std::move(link), world, plan);
 }
 
 // As `serve` does, under a load that does not end.

@@ -22,6 +22,7 @@ STEP_LIMIT = 2.0  # s, as the program sets it
 DOWN_LIMIT = 5.0  # s, from when a fault is noticed until the last process has gone
 # On a device sums are not made on the host's links.
 LINK = "tp" if DEVICE == "cpu" else "control"
+LAST = RANKS - 1
 TENSOR, PIPELINE = f"tensor={RANKS}", f"pipeline={RANKS}"
 
 
@@ -37,6 +38,15 @@ CASES = {
     "stop": ("stop", 1, TENSOR, LINK, 2 * STEP_LIMIT, place(1, 0, 1) + " has not answered"),
     "stop_rank_0": ("stop", 0, TENSOR, LINK, 2 * STEP_LIMIT, place(0, 0, 0) + " has not answered"),
     "hang": ("hang", 1, TENSOR, LINK, 2 * STEP_LIMIT, place(1, 0, 1) + " is stuck in step"),
+    "plan": ("plan", LAST, TENSOR, "control", 0,
+             place(LAST, 0, LAST) + r" step \d+: the hash of its plan is \w{16}, that of " +
+             place(0, 0, 0) + r" is \w{16}"),
+    "other_plan": ("other_plan", 1, TENSOR, "control", 0,
+                   place(1, 0, 1) + r" step \d+: the hash of its plan is \w{16}, that of " +
+                   place(0, 0, 0) + r" is \w{16}"),
+    "other_plan_in_a_pipeline": ("other_plan", 1, PIPELINE, "control", STEP_LIMIT / 4,
+                                 place(1, 1, 0) + r" step \d+: the hash of its plan is \w{16}, "
+                                 "that of " + place(0, 0, 0) + r" is \w{16}"),
     "throw": ("throw", 1, TENSOR, LINK, 0, place(1, 0, 1) + r" step \d+: the floor is wet"),
 }
 if DEVICE == "cpu":

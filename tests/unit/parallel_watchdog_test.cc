@@ -96,8 +96,8 @@ TEST(Watchdog, LeavingInGoodOrderEndsNobody) {
     std::array<Outcome, kRanks> outcomes;
     run_watched(outcomes, [&](int rank, Ledger& ledger, TcpStar& star, Outcome& outcome,
                               Communicator& control) {
-      auto watchdog = std::make_unique<Watchdog>(rank, places(), std::move(star), ledger,
-                                                 outcome.options());
+      auto watchdog =
+          std::make_unique<Watchdog>(rank, places(), std::move(star), ledger, outcome.options());
       ledger.begin_step(1, 5);
       ledger.end_step(1);
       control.barrier();
@@ -148,8 +148,7 @@ TEST(Watchdog, AStepLoopThatFails) {
     outcome.wait_until_ended();
     control.barrier();
   });
-  expect_all_ended(outcomes,
-                   "rank 2 on host2 (stage 0, tensor rank 2) step 9: the floor is wet");
+  expect_all_ended(outcomes, "rank 2 on host2 (stage 0, tensor rank 2) step 9: the floor is wet");
 }
 
 TEST(Watchdog, ARankThatIsGone) {
@@ -228,8 +227,9 @@ TEST(Watchdog, PlansThatDifferAreFoundByTheBeats) {
     outcome.wait_until_ended();
     control.barrier();
   });
-  expect_all_ended(outcomes, "rank 1 on host1 (stage 0, tensor rank 1) step 3: the hash of its plan "
-                             "is 0000000000000bad");
+  expect_all_ended(outcomes,
+                   "rank 1 on host1 (stage 0, tensor rank 1) step 3: the hash of its plan "
+                   "is 0000000000000bad");
 }
 
 RankReport some_report() {
@@ -271,7 +271,8 @@ TEST(WatchMessages, APartOfAReportIsNone) {
                          RankReport report = some_report();
                          report.groups.clear();
                          return report;
-                       }()).size();
+                       }())
+                           .size();
   for (size_t bytes = 0; bytes < whole.size(); ++bytes) {
     RankReport got;
     const bool whole_groups = decode_report(std::span(whole).first(bytes), got);
