@@ -1,2 +1,4 @@
 add_executable(spans_bench spans_bench.cc)
 target_link_libraries(spans_bench PRIVATE trireme_base)
+add_executable(ledger_bench ledger_bench.cc)
+target_link_libraries(ledger_bench PRIVATE trireme_engine)

@@ -127,6 +127,18 @@ void read_prompt(const PromptFlags& prompt, GenerateParams& params) {
   if (prompt.text) params.text = prompt.text;
 }
 
+void end_broken_world(Instance& instance, const std::exception& error) {
+  World& world = instance.world();
+  if (world.control->size() == 1) {
+    log::error("{}", error.what());
+    std::_Exit(1);
+  }
+  // Where the watchdog has spoken, all others are ending too.
+  if (world.watchdog != nullptr && world.watchdog->has_ended()) std::_Exit(kBrokenWorld);
+  std::fprintf(stderr, "trireme: %s\n", error.what());
+  MpiEnvironment::abort(kBrokenWorld);
+}
+
 OfflineSession::OfflineSession(CommandContext& context, const InstanceOptions& options,
                                const std::string& default_log_level,
                                const std::function<void()>& prepare)
@@ -177,8 +189,7 @@ void OfflineSession::run(const std::function<void(Frontend&)>& body) {
     // The root's own input errors leave a world that ended well; anything else takes it down.
     const bool input = is_root() && exit_code(error.code()) == 2;
     if (environment_.size() == 1 || input) throw;
-    std::fprintf(stderr, "trireme: %s\n", error.what());
-    MpiEnvironment::abort(exit_code(error.code()));
+    end_broken_world(*instance_, error);
   }
 }
 

@@ -103,6 +103,10 @@ void on_root(const MpiEnvironment& environment, const std::function<void()>& ste
 // the exit code.
 int report_errors(const std::function<int()>& body);
 
+// Ends this process, and with it the job, after an error of a world that was running: with
+// kBrokenWorld if there were several ranks.
+[[noreturn]] void end_broken_world(Instance& instance, const std::exception& error);
+
 // Whether this process is rank 0 as far as the launcher's environment tells; true without one.
 bool launched_as_root_rank();
 

@@ -68,6 +68,7 @@ class SignalWatch {
     while (!done_) {
       if (sigtimedwait(&set, nullptr, &tick) <= 0) continue;
       const std::lock_guard lock(mutex_);
+      if (state_ != State::kServing) Watchdog::note_ending();
       if (state_ == State::kLoading) MpiEnvironment::abort(1);
       if (state_ != State::kServing) continue;
       state_ = State::kIgnoring;
@@ -154,8 +155,7 @@ int serve(CommandContext& context, const ServeOptions& options) {
     else
       instance.worker().run();
   } catch (const std::exception& error) {
-    log::error("{}", error.what());
-    MpiEnvironment::abort(1);
+    end_broken_world(instance, error);
   }
   return 0;
 }

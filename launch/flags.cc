@@ -100,6 +100,13 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
       ->check(CLI::IsMember({"auto", "on", "off"}))
       ->group(limits)
       ->capture_default_str();
+  command
+      .add_option("--step-timeout", options.step_timeout_s,
+                  "Seconds after which a step of several ranks is stuck and the job ends, naming the "
+                  "rank (0: never)")
+      ->check(CLI::Range(0.0, 86400.0))
+      ->group(limits)
+      ->capture_default_str();
   const std::string kv = "KV cache";
   command
       .add_option("--block-size", options.block_size,

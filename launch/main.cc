@@ -6,6 +6,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <exception>
 #include <string>
 
@@ -23,6 +24,11 @@ volatile std::sig_atomic_t is_rank = 0;
 
 // Only what may be called in a signal handler.
 extern "C" void end_interrupted(int) {
+  // A launcher that has lost another rank ends this one too: its watchdog may be about to tell.
+  if (is_rank != 0 && trireme::Watchdog::note_ending()) {
+    const timespec last_words{0, 1'000'000 * trireme::Watchdog::kLastWords.count()};
+    nanosleep(&last_words, nullptr);
+  }
   constexpr char kMessage[] = "trireme: interrupted\n";
   if (is_rank == 0) {
     [[maybe_unused]] const auto written = write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
@@ -53,7 +59,8 @@ int main(int argc, char** argv) {
       "Start a server with: mpirun -n 4 trireme serve --model PATH"};
   app.footer(
       "Results go to stdout (with --json as one object), everything else to stderr. Exit codes:\n"
-      "0 done, 2 usage or bad input, 1 anything else. trireme SUBCOMMAND --help says more.");
+      "0 done, 2 usage or bad input, 3 a rank of several was lost or stuck (stderr names it), 1\n"
+      "anything else. trireme SUBCOMMAND --help says more.");
   app.name("trireme");
   app.set_version_flag("--version", TRIREME_VERSION);
   app.require_subcommand(1);

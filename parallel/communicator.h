@@ -65,6 +65,12 @@ class Communicator {
   // A communicator of the ranks that pass the same color, ordered by rank. Collective.
   virtual std::unique_ptr<Communicator> split(int color, const std::string& name) = 0;
 
+  // What the group's ranks must agree on from their next collective on, such as the hash of a plan;
+  // at first 0. A collective of ranks that do not is refused, where ranks share memory or are
+  // threads; between hosts it waits until its deadline (but for one pair of values in 4096). Device
+  // communicators do not compare.
+  virtual void set_agreement(uint64_t value) = 0;
+
   virtual void set_deadline(std::chrono::milliseconds limit) = 0;
   // From any thread.
   virtual void abort(const std::string& reason) = 0;

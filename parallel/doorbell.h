@@ -1,14 +1,13 @@
 // Where idle ranks sleep. One TCP connection per rank to rank 0; a blocked Open MPI rank would
 // spin on a core, a rank blocked here uses none and wakes as fast as the kernel lets it. The
-// address and a per-run secret are exchanged over `control` at start. Heartbeats, watchdog dumps
-// and abort travel here later, since the thread that may call MPI is the one that is stuck when
-// they matter.
+// watchdog has connections of its own, made in the same way (tcp_star.h).
 #pragma once
 
 #include <chrono>
 #include <memory>
 
 #include "parallel/communicator.h"
+#include "parallel/tcp_star.h"
 
 namespace trireme {
 
@@ -25,5 +24,7 @@ class Doorbell {
 // Collective over `control`. For a world of one it does nothing. TCP unless `threads`
 // (ranks that are threads of one process still use it: there is one implementation).
 std::unique_ptr<Doorbell> make_doorbell(Communicator& control);
+// The same over connections that are there.
+std::unique_ptr<Doorbell> make_doorbell(int rank, TcpStar star);
 
 }  // namespace trireme

@@ -51,6 +51,10 @@ class MpiCommunicator final : public Communicator {
   int64_t probe(int from, int tag, Wait wait) override;
 
   std::unique_ptr<Communicator> split(int color, const std::string& name) override;
+  void set_agreement(uint64_t value) override {
+    if (group_) group_->set_agreement(value);
+    exchange_.set_agreement(value);
+  }
   void set_deadline(std::chrono::milliseconds limit) override;
   void abort(const std::string& reason) override { process_->abort(reason); }
   void check() override {

@@ -8,7 +8,6 @@
 namespace trireme {
 namespace {
 
-constexpr int kTag = 0;
 constexpr size_t kWholeBytes = 16 * 1024;   // up to here every rank sums everything itself
 constexpr size_t kChunkBytes = 512 * 1024;  // bounds the scratch memory: ranks x this
 
@@ -69,7 +68,7 @@ void MpiExchange::all_reduce_sum(std::span<float> data) {
 void MpiExchange::reduce_whole(std::span<float> data) {
   const size_t stride = (data.size_bytes() + 63) / 64 * 64;
   std::byte* vectors = scratch(stride * static_cast<size_t>(link_->size()));
-  gather_chunk("all_reduce_sum", std::as_bytes(data), vectors, stride);
+  gather_chunk(Kind::kAllReduce, "all_reduce_sum", std::as_bytes(data), vectors, stride);
   std::vector<const float*> terms;
   for (int rank = 0; rank < link_->size(); ++rank) {
     terms.push_back(reinterpret_cast<float*>(vectors + static_cast<size_t>(rank) * stride));
@@ -101,36 +100,38 @@ void MpiExchange::reduce_parts(std::span<float> data) {
     if (rank == me) place = in_scratch(me).data();
     terms.push_back(reinterpret_cast<const float*>(place));
     if (rank == me) continue;
-    link_->post_recv("all_reduce_sum", {place, part(me).size_bytes()}, rank, kTag);
+    link_->post_recv("all_reduce_sum", {place, part(me).size_bytes()}, rank, tag(Kind::kAllReduce));
   }
   for (int step = 1; step < size; ++step) {
     const int to = (me + step) % size;
-    link_->post_send("all_reduce_sum", in_scratch(to), to, kTag);
+    link_->post_send("all_reduce_sum", in_scratch(to), to, tag(Kind::kAllReduce));
   }
   finish("all_reduce_sum", data.size_bytes());
   sum_in_order(reinterpret_cast<float*>(in_scratch(me).data()), terms, part(me).size());
   for (int rank = 0; rank < size; ++rank) {
-    if (rank != me) link_->post_recv("all_reduce_sum", in_scratch(rank), rank, kTag);
+    if (rank == me) continue;
+    link_->post_recv("all_reduce_sum", in_scratch(rank), rank, tag(Kind::kAllReduce));
   }
   for (int step = 1; step < size; ++step) {
-    link_->post_send("all_reduce_sum", in_scratch(me), (me + step) % size, kTag);
+    link_->post_send("all_reduce_sum", in_scratch(me), (me + step) % size, tag(Kind::kAllReduce));
   }
   finish("all_reduce_sum", data.size_bytes());
   std::memcpy(data.data(), mine, data.size_bytes());
 }
 
 // out + rank * stride = rank's `in`; `out` is scratch, this rank's place in it the send buffer.
-void MpiExchange::gather_chunk(const char* operation, std::span<const std::byte> in, std::byte* out,
-                               size_t stride) {
+void MpiExchange::gather_chunk(Kind kind, const char* operation, std::span<const std::byte> in,
+                               std::byte* out, size_t stride) {
   const int size = link_->size(), me = link_->rank();
   std::byte* mine = out + static_cast<size_t>(me) * stride;
   if (!in.empty()) std::memcpy(mine, in.data(), in.size());
   for (int rank = 0; rank < size; ++rank) {
     if (rank == me) continue;
-    link_->post_recv(operation, {out + static_cast<size_t>(rank) * stride, in.size()}, rank, kTag);
+    link_->post_recv(operation, {out + static_cast<size_t>(rank) * stride, in.size()}, rank,
+                     tag(kind));
   }
   for (int step = 1; step < size; ++step) {
-    link_->post_send(operation, {mine, in.size()}, (me + step) % size, kTag);
+    link_->post_send(operation, {mine, in.size()}, (me + step) % size, tag(kind));
   }
   finish(operation, in.size());
 }
@@ -142,7 +143,7 @@ void MpiExchange::all_gather(std::span<const std::byte> in, std::span<std::byte>
     const size_t n = std::min(kChunkBytes, in.size() - at);
     const size_t stride = (n + 63) / 64 * 64;
     std::byte* chunks = scratch(stride * static_cast<size_t>(link_->size()));
-    gather_chunk("all_gather", in.subspan(at, n), chunks, stride);
+    gather_chunk(Kind::kAllGather, "all_gather", in.subspan(at, n), chunks, stride);
     for (int rank = 0; rank < link_->size() && n > 0; ++rank) {
       const auto index = static_cast<size_t>(rank);
       std::memcpy(out.data() + index * in.size() + at, chunks + index * stride, n);
@@ -160,10 +161,10 @@ void MpiExchange::broadcast(std::span<std::byte> data, int root) {
     if (link_->rank() == root) {
       if (n > 0) std::memcpy(chunk, data.data() + at, n);
       for (int rank = 0; rank < link_->size(); ++rank) {
-        if (rank != root) link_->post_send("broadcast", {chunk, n}, rank, kTag);
+        if (rank != root) link_->post_send("broadcast", {chunk, n}, rank, tag(Kind::kBroadcast));
       }
     } else {
-      link_->post_recv("broadcast", {chunk, n}, root, kTag);
+      link_->post_recv("broadcast", {chunk, n}, root, tag(Kind::kBroadcast));
     }
     finish("broadcast", data.size());
     if (link_->rank() != root && n > 0) std::memcpy(data.data() + at, chunk, n);
@@ -174,7 +175,7 @@ void MpiExchange::broadcast(std::span<std::byte> data, int root) {
 void MpiExchange::barrier() {
   begin("barrier");
   std::byte* places = scratch(64 * static_cast<size_t>(link_->size()));
-  gather_chunk("barrier", {}, places, 64);
+  gather_chunk(Kind::kBarrier, "barrier", {}, places, 64);
 }
 
 }  // namespace trireme

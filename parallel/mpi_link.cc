@@ -127,6 +127,7 @@ void MpiLink::fail_late(const char* operation, int peer, size_t bytes) const {
 void MpiLink::post_recv(const char* operation, std::span<std::byte> data, int from, int tag) {
   posted_.push_back(MPI_REQUEST_NULL);
   peers_.push_back(from);
+  expects_.push_back(static_cast<int64_t>(data.size()));
   check(MPI_Irecv(data.data(), static_cast<int>(data.size()), MPI_BYTE, from, tag, comm_,
                   &posted_.back()),
         operation, from, data.size());
@@ -135,6 +136,7 @@ void MpiLink::post_recv(const char* operation, std::span<std::byte> data, int fr
 void MpiLink::post_send(const char* operation, std::span<const std::byte> data, int to, int tag) {
   posted_.push_back(MPI_REQUEST_NULL);
   peers_.push_back(to);
+  expects_.push_back(-1);
   check(MPI_Isend(data.data(), static_cast<int>(data.size()), MPI_BYTE, to, tag, comm_,
                   &posted_.back()),
         operation, to, data.size());
@@ -162,8 +164,17 @@ void MpiLink::wait_posted(const char* operation, size_t bytes) {
     fail(ErrorCode::kDeadlineExceeded, "{}: rank {} of {}: {} of {} bytes: waited {} ms for rank{}",
          name_, rank_, size_, operation, bytes, limit_.count(), missing);
   }
+  for (size_t i = 0; i < expects_.size(); ++i) {
+    int got = 0;
+    if (expects_[i] < 0) continue;
+    MPI_Get_count(&statuses_[i], MPI_BYTE, &got);
+    if (got == expects_[i]) continue;
+    fail(ErrorCode::kInternal, "{}: mismatch: rank {} is in {} of {} bytes, rank {} sent {}", name_,
+         rank_, operation, expects_[i], peers_[i], got);
+  }
   posted_.clear();
   peers_.clear();
+  expects_.clear();
 }
 
 }  // namespace trireme

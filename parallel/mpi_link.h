@@ -112,7 +112,8 @@ class MpiLink {
   int rank_ = 0, size_ = 1;
   std::chrono::milliseconds limit_{300'000};
   std::vector<MPI_Request> posted_;
-  std::vector<int> peers_;  // of posted_
+  std::vector<int> peers_;       // of posted_
+  std::vector<int64_t> expects_;  // bytes of a receive; -1: a send
   std::vector<MPI_Status> statuses_;
 };
 

@@ -106,6 +106,7 @@ class NcclCommunicator final : public DeviceCommunicator {
     check_cuda(cudaSetDevice(group_->device()), "cudaSetDevice");
     return std::make_unique<NcclCommunicator>(group_->split(color, name, blocks));
   }
+  void set_agreement(uint64_t) override {}
   void set_deadline(std::chrono::milliseconds limit) override { group_->set_limit(limit); }
   void abort(const std::string& reason) override { group_->abort(reason); }
   void check() override { group_->check(last_); }

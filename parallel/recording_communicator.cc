@@ -49,6 +49,7 @@ class RecordingCommunicator final : public Communicator {
   std::unique_ptr<Communicator> split(int color, const std::string& name) override {
     return inner_->split(color, name);
   }
+  void set_agreement(uint64_t value) override { inner_->set_agreement(value); }
   void set_deadline(std::chrono::milliseconds limit) override { inner_->set_deadline(limit); }
   void abort(const std::string& reason) override { inner_->abort(reason); }
   void check() override { inner_->check(); }

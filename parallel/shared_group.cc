@@ -38,7 +38,8 @@ struct alignas(64) SharedGroup::Slot {
   uint32_t kind;
   uint32_t root;
   uint64_t bytes;
-  char pad[48];
+  uint64_t agreement;
+  char pad[40];
 };
 
 size_t SharedGroup::slot_bytes(int size) {
@@ -135,16 +136,21 @@ void SharedGroup::publish(const Call& call) {
   mine.kind = call.kind;
   mine.root = call.root;
   mine.bytes = call.bytes;
+  mine.agreement = agreement_;
   seat(rank_).entered.store(count_, std::memory_order_release);
 }
 
 void SharedGroup::check_same(const Call& call, int rank) {
   const Slot& theirs = slot(rank);
-  if (theirs.kind == call.kind && theirs.bytes == call.bytes && theirs.root == call.root) return;
-  const std::string what =
-      fmt::format("mismatch: rank {} is in {} of {} bytes (root {}), rank {} in {} of {} (root {})",
-                  rank_, call.operation, call.bytes, call.root, rank,
-                  kOperations[std::min<uint32_t>(theirs.kind, 4)], theirs.bytes, theirs.root);
+  if (theirs.kind == call.kind && theirs.bytes == call.bytes && theirs.root == call.root &&
+      theirs.agreement == agreement_) {
+    return;
+  }
+  const std::string what = fmt::format(
+      "mismatch: rank {} is in {} of {} bytes (root {}, plan {:016x}), rank {} in {} of "
+      "{} (root {}, plan {:016x})",
+      rank_, call.operation, call.bytes, call.root, agreement_, rank,
+      kOperations[std::min<uint32_t>(theirs.kind, 4)], theirs.bytes, theirs.root, theirs.agreement);
   close(what);
   throw Error(ErrorCode::kInternal, fmt::format("{}: {}", options_.name, what));
 }

@@ -55,6 +55,7 @@ class SharedGroup {
   void broadcast(std::span<std::byte> data, int root);
   void barrier();
 
+  void set_agreement(uint64_t value) { agreement_ = value; }
   void set_limit(std::chrono::milliseconds limit) { options_.limit = limit; }
   // From any thread: every pending and later call of any rank throws kAborted. aborted() tells the
   // other ranks, which may wait elsewhere, that it was not this group alone.
@@ -97,6 +98,7 @@ class SharedGroup {
   Options options_;
   size_t slot_bytes_;
   uint64_t count_ = 0;  // collectives entered
+  uint64_t agreement_ = 0;
 };
 
 }  // namespace trireme

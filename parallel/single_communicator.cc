@@ -63,6 +63,7 @@ class SingleCommunicator final : public Communicator {
     return std::make_unique<SingleCommunicator>(name);
   }
 
+  void set_agreement(uint64_t) override {}
   void set_deadline(std::chrono::milliseconds) override {}
   void abort(const std::string& reason) override {
     if (aborted_) return;

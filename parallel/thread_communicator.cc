@@ -22,7 +22,7 @@ class ThreadCommunicator final : public Communicator {
   void all_gather(std::span<const std::byte> in, std::span<std::byte> out, StreamHandle) override;
   void broadcast(std::span<std::byte> data, int root, StreamHandle) override;
   void barrier() override {
-    group_->enter(rank_, "barrier", {}, nullptr, 0, limit_);
+    group_->enter(rank_, "barrier", {}, nullptr, 0, agreement_, limit_);
     group_->leave(rank_);
   }
 
@@ -40,6 +40,7 @@ class ThreadCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Communicator> split(int color, const std::string& name) override;
+  void set_agreement(uint64_t value) override { agreement_ = value; }
   void set_deadline(std::chrono::milliseconds limit) override { limit_ = limit; }
   void abort(const std::string& reason) override;
   void check() override;
@@ -53,6 +54,7 @@ class ThreadCommunicator final : public Communicator {
 
   std::shared_ptr<ThreadGroup> group_;
   int rank_;
+  uint64_t agreement_ = 0;
   std::chrono::milliseconds limit_{300'000};
 };
 
@@ -60,7 +62,7 @@ class ThreadCommunicator final : public Communicator {
 void ThreadCommunicator::all_reduce_sum(void* memory, int64_t elements, DType dtype, StreamHandle) {
   const std::span<float> data = host_floats(memory, elements, dtype, name());
   group_->enter(rank_, "all_reduce_sum", std::as_bytes(data),
-                reinterpret_cast<std::byte*>(data.data()), 0, limit_);
+                reinterpret_cast<std::byte*>(data.data()), 0, agreement_, limit_);
   const Range part = split_range(static_cast<int64_t>(data.size()), rank_, size(), 16);
   const size_t count = static_cast<size_t>(part.end - part.begin);
   if (count > 0) {
@@ -83,7 +85,7 @@ void ThreadCommunicator::all_gather(std::span<const std::byte> in, std::span<std
     fail(ErrorCode::kInvalidArgument, "{}: all_gather: out has {} bytes, in {} on each of {} ranks",
          name(), out.size(), in.size(), size());
   }
-  group_->enter(rank_, "all_gather", in, nullptr, 0, limit_);
+  group_->enter(rank_, "all_gather", in, nullptr, 0, agreement_, limit_);
   for (int rank = 0; rank < size() && !in.empty(); ++rank) {
     std::byte* to = out.data() + static_cast<size_t>(rank) * in.size();
     const std::byte* from = group_->call(rank).in;
@@ -94,7 +96,7 @@ void ThreadCommunicator::all_gather(std::span<const std::byte> in, std::span<std
 
 void ThreadCommunicator::broadcast(std::span<std::byte> data, int root, StreamHandle) {
   check_peer("broadcast", root);
-  group_->enter(rank_, "broadcast", data, nullptr, root, limit_);
+  group_->enter(rank_, "broadcast", data, nullptr, root, agreement_, limit_);
   if (rank_ != root && !data.empty()) {
     std::memcpy(data.data(), group_->call(root).in, data.size());
   }

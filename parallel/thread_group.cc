@@ -76,7 +76,7 @@ void ThreadGroup::fail_late(int rank, const char* operation, size_t bytes, Limit
 }
 
 void ThreadGroup::enter(int rank, const char* operation, std::span<const std::byte> in,
-                        std::byte* out, int root, Limit limit) {
+                        std::byte* out, int root, uint64_t agreement, Limit limit) {
   uint64_t generation = generation_.load();
   check_open(operation);
   ThreadCall& mine = calls_[static_cast<size_t>(rank)];
@@ -85,6 +85,7 @@ void ThreadGroup::enter(int rank, const char* operation, std::span<const std::by
   mine.out = out;
   mine.bytes = in.size();
   mine.root = root;
+  mine.agreement = agreement;
   mine.arrived.fetch_add(1);
   if (entered_.fetch_add(1) + 1 == size()) {
     entered_.store(0);
@@ -110,12 +111,14 @@ void ThreadGroup::check_same_call(int rank) {
   for (int other = 0; other < size(); ++other) {
     const ThreadCall& theirs = call(other);
     if (std::strcmp(mine.operation, theirs.operation) == 0 && mine.bytes == theirs.bytes &&
-        mine.root == theirs.root) {
+        mine.root == theirs.root && mine.agreement == theirs.agreement) {
       continue;
     }
     const std::string what = fmt::format(
-        "mismatch: rank {} is in {} of {} bytes (root {}), rank {} in {} of {} (root {})", rank,
-        mine.operation, mine.bytes, mine.root, other, theirs.operation, theirs.bytes, theirs.root);
+        "mismatch: rank {} is in {} of {} bytes (root {}, plan {:016x}), rank {} in {} of {} (root "
+        "{}, plan {:016x})",
+        rank, mine.operation, mine.bytes, mine.root, mine.agreement, other, theirs.operation,
+        theirs.bytes, theirs.root, theirs.agreement);
     leave(rank);  // all ranks are here: nobody reads a call that its rank has given up
     close(what);
     throw Error(ErrorCode::kInternal, fmt::format("{}: {}", name_, what));

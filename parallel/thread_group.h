@@ -34,6 +34,7 @@ struct alignas(64) ThreadCall {
   std::byte* out = nullptr;
   size_t bytes = 0;  // of `in`; equal on all ranks
   int root = 0;
+  uint64_t agreement = 0;
   std::atomic<uint64_t> arrived{0};  // the number of collectives this rank has entered
 };
 
@@ -52,7 +53,7 @@ class ThreadGroup {
   // is when all ranks have called it, every rank's memory may be read and written by the others.
   // Only enter() can fail; leave() waits for copies and sums alone.
   void enter(int rank, const char* operation, std::span<const std::byte> in, std::byte* out,
-             int root, Limit limit);
+             int root, uint64_t agreement, Limit limit);
   void leave(int rank);
 
   void send(int from, int to, int tag, std::span<const std::byte> data, Limit limit);

@@ -1,6 +1,7 @@
 // The ranks that serve one model together, and what connects them.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -9,7 +10,9 @@
 #include "parallel/device_communicator.h"
 #include "parallel/doorbell.h"
 #include "parallel/layout.h"
+#include "parallel/ledger.h"
 #include "parallel/stage_edge.h"
+#include "parallel/watchdog.h"
 
 namespace trireme {
 
@@ -57,6 +60,8 @@ class MpiEnvironment {
 struct World {
   ParallelLayout layout;
   int rank = 0;
+  // Every operation of the communicators below is written here; a group of one has none.
+  std::unique_ptr<Ledger> ledger;
   std::unique_ptr<Communicator> control;
   std::unique_ptr<Communicator> data;
   std::unique_ptr<Communicator> tp;
@@ -70,6 +75,8 @@ struct World {
   std::unique_ptr<DeviceCommunicator> device_outgoing;
   // The first stage's ranks, then the last one's, for what was sampled; null elsewhere.
   std::unique_ptr<DeviceCommunicator> device_tokens;
+  TcpStar watch_star;                  // until the watchdog takes it
+  std::unique_ptr<Watchdog> watchdog;  // null: nobody watches
 
   int stage() const { return layout.stage_of(rank); }
   int tensor_rank() const { return layout.tensor_rank_of(rank); }
@@ -78,10 +85,20 @@ struct World {
   const TensorShard& shard() const { return layout.shard(rank); }
 };
 
+// Aborts every communicator. From any thread; never throws.
+void abort_communicators(World& world, const std::string& reason) noexcept;
+
+// Collective over the world, once its communicators are there; a world of one is not watched. From
+// then on `world` stays where it is and keeps its communicators. WatchdogOptions::abort is set here.
+void start_watchdog(World& world, WatchdogOptions options);
+
 World make_world(std::unique_ptr<Communicator> control, ParallelLayout layout);
 
 // The edge of this rank, over its device's communicators if it has any.
 StageEdge make_stage_edge(World& world);
+
+// Of every communicator.
+void set_deadlines(World& world, std::chrono::milliseconds limit);
 
 // Every later call of the world's communicators on host memory is recorded; `spans` must outlive
 // them. Before anything else refers to them.

@@ -43,6 +43,7 @@ struct Engine::State {
         max_queue(static_cast<size_t>(config.max_queue)),
         remote_results(of_world.layout.pipeline() > 1),
         look_ahead(config.look_ahead),
+        last_plan(plan_seed(world.layout.describe())),
         slot_prompts(static_cast<size_t>(slot_count(config)), 0) {
     snapshot.scheduler = scheduler.stats();
   }
@@ -79,6 +80,7 @@ struct Engine::State {
   // The engine thread's own.
   const bool remote_results;  // the last stage is on other ranks
   const bool look_ahead;
+  uint64_t last_plan;        // its hash: what the next one's begins with
   bool ranks_asleep = true;  // Worker::run() begins at the doorbell
   int in_flight = 0;
   uint64_t step = 0;
@@ -126,6 +128,9 @@ void Engine::State::dispatch() {
     const SpanScope span(record.spans, SpanKind::kPlan);
     wake_ranks();
     encode(plan, message);
+    last_plan = seal_plan(message, last_plan);
+    world.ledger->begin_step(step, last_plan);
+    world.tp->set_agreement(last_plan);
     send_order(*world.control, message, Order::kPlan);
   }
   ++in_flight;
@@ -185,6 +190,7 @@ void Engine::State::append_event(const SequenceEvent& from, StepResult& finished
 
 void Engine::State::apply(StepResult& finished) {
   const SpanScope span(record.spans, SpanKind::kResult);
+  world.ledger->end_step(finished.step);
   {
     const std::lock_guard lock(mutex);
     scheduler_events.clear();
@@ -378,7 +384,7 @@ void Engine::run() {
     state.end_ranks();
   } catch (const std::exception& error) {
     state.fail_sequences();
-    abort_world(state.world, state.step, error.what());
+    abort_world(state.world, state.step, error);
     throw;
   }
 }

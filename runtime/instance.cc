@@ -1,5 +1,7 @@
 #include "runtime/instance.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
@@ -27,6 +29,7 @@ namespace {
 constexpr int32_t kLeastContext = 256;
 // What a rank takes besides: message buffers, the backend's scratch, the process itself.
 constexpr int64_t kProcessBytes = 32 << 20;
+constexpr std::chrono::milliseconds kCommunicatorLimit{300'000};  // as they are made
 constexpr int64_t kMostBlocks = int64_t{1} << 30;
 // What a recorder holds at most: 160 MB of spans, and 100 MB of rows.
 constexpr uint64_t kMostSpans = uint64_t{4} << 20;
@@ -96,6 +99,7 @@ struct Instance::State {
   bool decide_gpu();
   void open();
   void start_recording();
+  void watch();
   void plan_memory();
   void limit_context();
   KvCache make_cache(const std::vector<int32_t>& blocks);
@@ -109,6 +113,8 @@ struct Instance::State {
 
   std::unique_ptr<Communicator> control;  // until `world` takes it
   int local_rank;                         // -1: no GPU is ever used
+  bool own_process = false;  // of this rank alone: a watchdog may end it
+  std::function<void(World&)> connected;
   int gpu_index = 0;
   int local_size;
   int node;
@@ -210,6 +216,8 @@ void Instance::State::open() {
   world = make_world(std::move(control), layout);
   start_recording();
   if (gpu) connect_devices(world, gpu_index);
+  if (connected) connected(world);
+  if (own_process) watch();
   if (rank == 0) {
     const ModelConfig& config = source->config();
     log::info("model {} ({}): {} layers, hidden {}, {} heads, {} KV heads, vocabulary {}",
@@ -230,6 +238,25 @@ ModelShape Instance::State::shape_of_model() const {
   ModelShape shape = model_shape(*source, backend->width_multiple());
   shape.costs = stage_costs(*source, *backend);
   return shape;
+}
+
+// Loading has no steps: until the first one only ranks that are lost or silent are noticed.
+void Instance::State::watch() {
+  WatchdogOptions watch_options;
+  const auto limit = std::chrono::duration<double>(options.step_timeout_s);
+  watch_options.step_limit = std::chrono::ceil<std::chrono::milliseconds>(limit);
+  if (watch_options.step_limit.count() > 0) {
+    watch_options.silence_limit = std::min(watch_options.silence_limit, watch_options.step_limit);
+    // The watchdog speaks first, since it knows more.
+    const auto deadline = watch_options.step_limit * 4 + std::chrono::seconds(10);
+    if (deadline > kCommunicatorLimit) set_deadlines(world, deadline);
+  }
+  watch_options.print = [](const std::string& line) {
+    const std::string text = "trireme: " + line + "\n";
+    [[maybe_unused]] const auto written = write(STDERR_FILENO, text.data(), text.size());
+  };
+  watch_options.end = [](int code) { std::_Exit(code); };
+  start_watchdog(world, std::move(watch_options));
 }
 
 void Instance::State::start_recording() {
@@ -405,7 +432,7 @@ void Instance::State::load() {
       measure_memory();
     }
   } catch (const std::exception& error) {  // the other ranks may be waiting for this one
-    abort_world(world, 0, error.what());
+    abort_world(world, 0, error);
     throw;
   }
   limit_context();
@@ -434,9 +461,12 @@ void Instance::State::report() const {
             scheduler.steps_in_flight, scheduler.look_ahead ? ", looking ahead" : "");
 }
 
-Instance::Instance(const MpiEnvironment& environment, const InstanceOptions& options)
+Instance::Instance(const MpiEnvironment& environment, const InstanceOptions& options,
+                   std::function<void(World&)> connected)
     : state_(std::make_unique<State>(environment.make_control(), environment.local_rank(),
                                      environment.local_size(), environment.node(), options)) {
+  state_->own_process = true;
+  state_->connected = std::move(connected);
   bring_up();
 }
 

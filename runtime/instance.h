@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -47,6 +48,9 @@ struct InstanceOptions {
   // on, off. auto: on with GPUs, where launching only queues work, and with several stages.
   std::string look_ahead = "auto";
   StepWindow record;  // steps whose spans are recorded, for a trace
+  // Of several ranks: a step that takes longer is stuck, and the world is ended (the first one has
+  // four times as long). 0: no step is.
+  double step_timeout_s = 120;
 };
 
 class Instance {
@@ -54,7 +58,11 @@ class Instance {
   // Collective: every rank of `environment` calls it with equal options. Checks layout and memory
   // before anything is loaded: kInvalidArgument for a wrong layout, kResourceExhausted stating
   // how much is missing on which host. An error on one rank is thrown on every rank.
-  Instance(const MpiEnvironment& environment, const InstanceOptions& options);
+  // The ranks of several processes are watched (parallel/watchdog.h): if one is lost or stuck, all
+  // processes end. `connected` is for tests: called with the communicators, before anything else
+  // refers to them.
+  Instance(const MpiEnvironment& environment, const InstanceOptions& options,
+           std::function<void(World&)> connected = {});
   // The same over any control communicator, on CPU, all ranks in this process: for tests.
   Instance(std::unique_ptr<Communicator> control, const InstanceOptions& options);
   ~Instance();

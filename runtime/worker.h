@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <memory>
 
 #include "base/spans.h"
@@ -68,7 +69,8 @@ class Worker {
   std::unique_ptr<State> state_;
 };
 
-// Logs `what` as "rank R HOST tpT ppS step N: what" and aborts every communicator of the world.
-void abort_world(World& world, uint64_t step, const char* what);
+// The step loop has failed: tells the watchdog and waits for its word, or without one logs "rank R
+// HOST tpT ppS step N: what"; then aborts every communicator of the world.
+void abort_world(World& world, uint64_t step, const std::exception& error);
 
 }  // namespace trireme

@@ -3,15 +3,18 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
+#include "base/error.h"
 #include "parallel/communicator.h"
+#include "runtime/plan_hash.h"
 
 namespace trireme {
 
 // The last byte of every message from rank 0.
 enum class Order : uint8_t {
-  kPlan = 1,  // preceded by an encoded StepPlan
+  kPlan = 1,  // preceded by an encoded StepPlan and rank 0's hash of it (plan_hash.h)
   kSleep,     // wait at the doorbell for the next message
   kEnd,
 };
@@ -31,6 +34,30 @@ inline constexpr int32_t kStandIn = 0;
 inline void send_order(Communicator& control, std::vector<std::byte>& message, Order order) {
   message.push_back(static_cast<std::byte>(order));
   for (int rank = 1; rank < control.size(); ++rank) control.send(message, rank, kOrderTag);
+}
+
+// Appends the hash of an encoded plan, and gives it. `last`: of the plan before it.
+inline uint64_t seal_plan(std::vector<std::byte>& message, uint64_t last) {
+  const uint64_t hash = hash_bytes(message, last);
+  message.resize(message.size() + sizeof hash);
+  std::memcpy(message.data() + message.size() - sizeof hash, &hash, sizeof hash);
+  return hash;
+}
+
+// The other way: the hash of what came, and rank 0's. Throws kInternal if there is none.
+struct PlanHashes {
+  uint64_t own = 0, sent = 0;
+};
+inline PlanHashes unseal_plan(std::vector<std::byte>& message, uint64_t last) {
+  PlanHashes hashes;
+  if (message.size() < sizeof hashes.sent) {
+    fail(ErrorCode::kInternal, "worker: a plan of {} bytes from rank 0", message.size());
+  }
+  const size_t bytes = message.size() - sizeof hashes.sent;
+  std::memcpy(&hashes.sent, message.data() + bytes, sizeof hashes.sent);
+  message.resize(bytes);
+  hashes.own = hash_bytes(message, last);
+  return hashes;
 }
 
 // Receives a message of any size; false if there is none yet, only with Wait::kNever.

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <functional>
 #include <sstream>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -16,6 +17,41 @@ namespace trireme {
 namespace {
 
 constexpr int kTableVersion = 1;
+
+// Kernels of ours are queued, or captured into a graph, here; a replay is not seen.
+class LedgerPeerSums final : public PeerSums {
+ public:
+  LedgerPeerSums(std::unique_ptr<PeerSums> inner, Ledger& ledger, std::vector<int32_t> ranks)
+      : inner_(std::move(inner)),
+        ledger_(ledger),
+        group_(ledger.add_group("peer sums", std::move(ranks))) {}
+
+  bool takes(int64_t rows, int64_t cols, DType dtype) const override {
+    return inner_->takes(rows, cols, dtype);
+  }
+  void sum(MatrixView x, PeerShots shots, int blocks) override {
+    begin(x);
+    inner_->sum(x, shots, blocks);
+    ledger_.end();
+  }
+  void add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
+                    MatrixView out, PeerShots shots) override {
+    begin(delta);
+    inner_->add_rms_norm(residual, delta, weight, eps, out, shots);
+    ledger_.end();
+  }
+
+ private:
+  void begin(MatrixView x) {
+    const auto bytes = static_cast<uint64_t>(x.rows * x.cols) * size_of(x.dtype);
+    ledger_.begin({LedgerOp::kAllReduce, x.dtype, group_, -1, bytes, ++sums_});
+  }
+
+  std::unique_ptr<PeerSums> inner_;
+  Ledger& ledger_;
+  int16_t group_;
+  uint64_t sums_ = 0;
+};
 
 Json to_json(const std::vector<SumChoice>& choices) {
   Json list = Json::array();
@@ -138,7 +174,8 @@ SumTable parse_sum_table(std::string_view text, std::string_view key) {
 }
 
 std::unique_ptr<TensorSums> make_tensor_sums(Communicator& host, DeviceCommunicator* device,
-                                             Backend& backend, int64_t width) {
+                                             Backend& backend, int64_t width, Ledger* ledger,
+                                             std::vector<int32_t> group) {
   if (device == nullptr) return std::make_unique<TensorSums>(host, backend);
   std::unique_ptr<PeerSums> peers;
   const size_t bytes = backend.peer_bytes(host.size(), width);
@@ -149,6 +186,9 @@ std::unique_ptr<TensorSums> make_tensor_sums(Communicator& host, DeviceCommunica
     }
   }
   const bool mapped = peers != nullptr;
+  if (mapped && ledger != nullptr) {
+    peers = std::make_unique<LedgerPeerSums>(std::move(peers), *ledger, std::move(group));
+  }
   auto sums = std::make_unique<TensorSums>(*device, backend, std::move(peers));
   if (!mapped) {
     if (host.rank() == 0) log::info("sums between GPUs go through NCCL alone: {}", why);

@@ -5,16 +5,22 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "parallel/device_communicator.h"
+#include "parallel/ledger.h"
 #include "runtime/model/tensor_sums.h"
 
 namespace trireme {
 
 // Collective over `host`, the tensor ranks in host memory; `device` is the same ranks' communicator
-// of device memory, null where they have none. Rows have up to `width` columns.
+// of device memory, null where they have none. Rows have up to `width` columns. Sums that pass by
+// the communicator are written into `ledger`, which may be null: `group` is these ranks in the
+// world.
 std::unique_ptr<TensorSums> make_tensor_sums(Communicator& host, DeviceCommunicator* device,
-                                             Backend& backend, int64_t width);
+                                             Backend& backend, int64_t width,
+                                             Ledger* ledger = nullptr,
+                                             std::vector<int32_t> group = {});
 
 // Where the ranks map each other's memory: measures the ways to sum (a quarter of a second), or
 // takes what an earlier start has measured and kept in sum_table_file(). Collective as above.

@@ -72,6 +72,62 @@ TEST(Mpi, WorldSleepsOnItsDoorbell) {
   world.control->barrier();
 }
 
+// Messages of ranks that do not agree, or are in different operations, never meet.
+TEST(Mpi, MismatchesOverMessagesWaitForTheirDeadline) {
+  if (g_world->size() == 1) return;
+  const std::function<void(Communicator&)> cases[] = {
+      [](Communicator& ranks) {
+        std::vector<float> data(8);
+        ranks.set_agreement(5);
+        ranks.all_reduce_sum(data);
+        ranks.set_agreement(ranks.rank() == 0 ? 6 : 7);
+        ranks.all_reduce_sum(data);
+      },
+      [](Communicator& ranks) {
+        std::vector<float> data(8 * static_cast<size_t>(ranks.size()));
+        const auto bytes = std::as_writable_bytes(std::span(data));
+        if (ranks.rank() == 0) return ranks.all_reduce_sum(std::span(data).first(8));
+        ranks.all_gather(bytes.first(32), bytes);
+      }};
+  for (const auto& mismatched : cases) {
+    // Of a family of its own each: what was sent and not received stays in it.
+    auto process = std::make_shared<MpiProcess>(true);
+    auto ranks = make_mpi_communicator(MPI_COMM_WORLD, "messages", process, false);
+    ranks->set_deadline(std::chrono::milliseconds(300));
+    g_world->barrier();
+    try {
+      mismatched(*ranks);
+      ADD_FAILURE() << "ranks that differ have met";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kDeadlineExceeded) << error.what();
+    }
+    g_world->barrier();
+    ranks->abort("the test is over");
+  }
+}
+
+// Fewer bytes than a rank waits for are no answer.
+TEST(Mpi, OtherSizesOverMessagesAreRefused) {
+  if (g_world->size() == 1) return;
+  auto process = std::make_shared<MpiProcess>(true);
+  auto ranks = make_mpi_communicator(MPI_COMM_WORLD, "messages", process, false);
+  ranks->set_deadline(std::chrono::seconds(10));
+  std::vector<float> data(ranks->rank() == 0 ? 4 : 8);
+  g_world->barrier();
+  if (ranks->rank() == 0) {  // receives more than it has room for
+    EXPECT_THROW(ranks->all_reduce_sum(data), Error);
+  } else {
+    try {
+      ranks->all_reduce_sum(data);
+      ADD_FAILURE() << "half a vector was taken for a whole one";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("mismatch"), std::string::npos) << error.what();
+    }
+  }
+  g_world->barrier();
+  ranks->abort("the test is over");
+}
+
 // In a family of communicators of its own: all that was split from one is aborted with it.
 TEST(Mpi, AbortReachesEveryRankOfTheHost) {
   if (g_world->size() == 1) return;

@@ -19,6 +19,7 @@ foreach(part equality families window)
 endforeach()
 trireme_test(instance_test SOURCES instance_test.cc DEPENDS trireme_test_engine TIMEOUT 240)
 trireme_test(warm_up_test SOURCES warm_up_test.cc DEPENDS trireme_test_engine TIMEOUT 120)
+trireme_test(plan_hash_test SOURCES plan_hash_test.cc DEPENDS trireme_engine TIMEOUT 30)
 trireme_test(worker_test SOURCES worker_test.cc DEPENDS trireme_engine TIMEOUT 30)
 trireme_test(trace_test SOURCES trace_test.cc DEPENDS trireme_trace nlohmann_json::nlohmann_json
              TIMEOUT 30)

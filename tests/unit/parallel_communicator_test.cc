@@ -95,6 +95,20 @@ TEST(ThreadCommunicator, MismatchedCollectivesAreRefused) {
   });
 }
 
+TEST(ThreadCommunicator, RanksThatDoNotAgreeAreRefused) {
+  run_ranks(3, [](Communicator& ranks) {
+    auto group = ranks.split(0, "group");
+    group->set_agreement(0xfeed);
+    std::vector<float> data(8);
+    group->all_reduce_sum(data);
+    group->set_agreement(ranks.rank() == 1 ? 0xdead : 0xbeef);
+    const Error error = error_of([&] { group->all_reduce_sum(data); });
+    EXPECT_EQ(error.code(), ErrorCode::kInternal);
+    EXPECT_NE(std::string(error.what()).find("plan 000000000000dead"), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("plan 000000000000beef"), std::string::npos);
+  });
+}
+
 // Aborts at random moments of collectives in flight: nobody hangs, nobody touches freed memory
 // (which the sanitizers would see).
 TEST(ThreadCommunicator, AbortAtRandomMoments) {

@@ -10,6 +10,7 @@
 #include "base/buffer.h"
 #include "base/error.h"
 #include "tests/support/communicator_cases.h"
+#include "tests/support/errors.h"
 
 namespace trireme {
 namespace {
@@ -43,6 +44,7 @@ class SharedCommunicator final : public Communicator {
   void recv(std::span<std::byte>, int, int, StreamHandle) override {}
   int64_t probe(int, int, Wait) override { return -1; }
   std::unique_ptr<Communicator> split(int, const std::string&) override { return nullptr; }
+  void set_agreement(uint64_t value) override { group_.set_agreement(value); }
   void set_deadline(std::chrono::milliseconds limit) override { group_.set_limit(limit); }
   void abort(const std::string& reason) override { group_.close(reason); }
   void check() override {}
@@ -86,17 +88,6 @@ INSTANTIATE_TEST_SUITE_P(SharedGroup, SharedWorld,
                                   std::to_string(std::get<1>(info.param));
                          });
 
-template <typename Call>
-void expect_error(ErrorCode code, const std::string& part, Call call) {
-  try {
-    call();
-    ADD_FAILURE() << "no error";
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
-  }
-}
-
 TEST(SharedGroup, DeadlineNamesOperationAndRankAndClosesTheGroup) {
   std::atomic<bool> late{false};
   run_shared(3, true, [&](SharedCommunicator& ranks) {
@@ -133,6 +124,21 @@ TEST(SharedGroup, MismatchedCollectivesAreRefused) {
       }
     });
   });
+}
+
+TEST(SharedGroup, RanksThatDoNotAgreeAreRefused) {
+  for (const size_t count : {8, 50'000}) {  // by one rank, and in parts
+    run_shared(2, true, [count](SharedCommunicator& ranks) {
+      std::vector<float> data(count);
+      ranks.set_agreement(0xfeed);
+      ranks.all_reduce_sum(data, {});
+      ranks.set_agreement(ranks.rank() == 1 ? 0xdead : 0xbeef);
+      const Error error = error_of([&] { ranks.all_reduce_sum(data, {}); });
+      EXPECT_EQ(error.code(), ErrorCode::kInternal);
+      EXPECT_NE(std::string(error.what()).find("plan 000000000000dead"), std::string::npos);
+      EXPECT_NE(std::string(error.what()).find("plan 000000000000beef"), std::string::npos);
+    });
+  }
 }
 
 TEST(SharedGroup, CloseWakesWaiters) {

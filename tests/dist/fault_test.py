@@ -1,0 +1,117 @@
+"""One rank of three goes wrong inside a step: the others name it and end, and nothing is left.
+
+TRIREME_FAULT_ROUNDS=N repeats every case (2 by default), TRIREME_FAULT_CASES=kill,skip takes some;
+TRIREME_FAULT_DEVICE=cuda runs on GPUs with TRIREME_FAULT_RANKS=2 (3 by default). Prints for each case
+how long the world lived on after the fault.
+"""
+import os
+import re
+import subprocess
+import sys
+import time
+import unittest
+from pathlib import Path
+
+ROOT = Path(os.environ["TRIREME_ROOT"])
+PROGRAM = os.environ["FAULT_PROGRAM"]
+ROUNDS = int(os.environ.get("TRIREME_FAULT_ROUNDS", "2"))
+CHOSEN = os.environ.get("TRIREME_FAULT_CASES", "")
+DEVICE = os.environ.get("TRIREME_FAULT_DEVICE", "cpu")
+RANKS = int(os.environ.get("TRIREME_FAULT_RANKS", "3"))
+STEP_LIMIT = 2.0  # s, as the program sets it
+DOWN_LIMIT = 5.0  # s, from when a fault is noticed until the last process has gone
+# On a device sums are not made on the host's links.
+LINK = "tp" if DEVICE == "cpu" else "control"
+LAST = RANKS - 1
+TENSOR, PIPELINE = f"tensor={RANKS}", f"pipeline={RANKS}"
+
+
+def place(rank, stage, tensor):
+    return rf"rank {rank} on \S+ \(stage {stage}, tensor rank {tensor}\)"
+
+
+# name: (fault, rank, layout, link, s until it may be noticed, what the first line says)
+CASES = {
+    "kill": ("kill", 1, TENSOR, LINK, 0, place(1, 0, 1) + " is gone"),
+    "kill_in_a_pipeline": ("kill", 1, PIPELINE, "data" if DEVICE == "cpu" else "control", 0,
+                           place(1, 1, 0) + " is gone"),
+    "stop": ("stop", 1, TENSOR, LINK, 2 * STEP_LIMIT, place(1, 0, 1) + " has not answered"),
+    "stop_rank_0": ("stop", 0, TENSOR, LINK, 2 * STEP_LIMIT, place(0, 0, 0) + " has not answered"),
+    "hang": ("hang", 1, TENSOR, LINK, 2 * STEP_LIMIT, place(1, 0, 1) + " is stuck in step"),
+    "plan": ("plan", LAST, TENSOR, "control", 0,
+             place(LAST, 0, LAST) + r" step \d+: the hash of its plan is \w{16}, that of " +
+             place(0, 0, 0) + r" is \w{16}"),
+    "other_plan": ("other_plan", 1, TENSOR, "control", 0,
+                   place(1, 0, 1) + r" step \d+: the hash of its plan is \w{16}, that of " +
+                   place(0, 0, 0) + r" is \w{16}"),
+    "other_plan_in_a_pipeline": ("other_plan", 1, PIPELINE, "control", STEP_LIMIT / 4,
+                                 place(1, 1, 0) + r" step \d+: the hash of its plan is \w{16}, "
+                                 "that of " + place(0, 0, 0) + r" is \w{16}"),
+    "throw": ("throw", 1, TENSOR, LINK, 0, place(1, 0, 1) + r" step \d+: the floor is wet"),
+}
+if DEVICE == "cpu":
+    CASES["skip"] = ("skip", 1, TENSOR, "tp", 0,
+                     "mismatch: " + place(1, 0, 1) + r" step \d+: .* where " + place(0, 0, 0) +
+                     " and " + place(2, 0, 2))
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+        return "Z" not in Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def wait_gone(processes, limit=10):
+    until = time.monotonic() + limit
+    while any(map(alive, processes)) and time.monotonic() < until:
+        time.sleep(0.01)
+    return [process for process in processes if alive(process)]
+
+
+class Faults(unittest.TestCase):
+    def run_case(self, name):
+        fault, rank, layout, link, notice, words = CASES[name]
+        world = subprocess.Popen(
+            [str(ROOT / "launch/mpirun"), "-n", str(RANKS), PROGRAM, fault, str(rank), layout, link,
+             DEVICE], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            text = world.communicate(timeout=60)[1].decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            world.kill()
+            self.fail(f"{name}: hangs: {world.communicate()[1].decode(errors='replace')}")
+        processes = [int(one) for one in re.findall(r"^process (\d+) job", text, re.M)]
+        job = re.search(r" job (\d+)", text)
+        left = wait_gone(processes)
+        took = time.monotonic() - float(re.search(r"^fault at ([\d.]+)", text, re.M)[1])
+        self.assertEqual(len(processes), RANKS, text)
+        self.assertEqual(left, [], text)
+        told = [line for line in text.splitlines() if line.startswith("trireme: ")]
+        self.assertTrue(told, text)
+        self.assertRegex(told[0], words, text)
+        if fault != "kill":  # else mpirun's exit code tells of the one that was killed
+            self.assertEqual(world.returncode, 3, text)
+        names = ([f"trireme-{process}-" for process in processes] +
+                 [f".{int(job[1]):x}."])  # of Open MPI
+        self.assertEqual([entry for entry in os.listdir("/dev/shm")
+                          if any(one in entry for one in names)], [], text)
+        self.assertLess(took, notice + DOWN_LIMIT, text)
+        return took, told[0]
+
+
+def add_test(name):
+    def test(self):
+        rounds = [self.run_case(name) for _ in range(ROUNDS)]
+        times = sorted(took for took, _ in rounds)
+        print(f"{name}: {ROUNDS} rounds, down after {times[0]:.1f} to {times[-1]:.1f} s, "
+              f"median {times[len(times) // 2]:.1f}: {rounds[0][1]}", file=sys.stderr, flush=True)
+    setattr(Faults, "test_" + name, test)
+
+
+for case in CASES:
+    if not CHOSEN or case in CHOSEN.split(","):
+        add_test(case)
+
+if __name__ == "__main__":
+    unittest.main()
