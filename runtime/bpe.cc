@@ -7,12 +7,13 @@
 #include <functional>
 
 #include "base/error.h"
+#include "runtime/bpe_hash.h"
 #include "runtime/unicode.h"
 
 namespace trireme {
 namespace {
 
-constexpr size_t kFew = 48;  // up to here a scan for the best merge beats the heap
+constexpr size_t kFew = 48;  // up to here a scan for the best merge beats the buckets
 
 // code point -> byte for the byte-level alphabet, -1 where it has none.
 constexpr size_t kAlphabetEnd = 0x144;
@@ -28,17 +29,11 @@ constexpr std::array<int16_t, kAlphabetEnd> make_alphabet() {
 }
 constexpr std::array<int16_t, kAlphabetEnd> kAlphabet = make_alphabet();
 
-uint64_t mix(uint64_t x) {
-  x ^= x >> 32;
-  x *= 0xD6E8FEB86659FD93u;
-  return x ^ x >> 29;
-}
-
 // Of at most 24 bytes.
 uint64_t hash_short(std::string_view bytes) {
   uint64_t words[3] = {};
   std::memcpy(words, bytes.data(), bytes.size());
-  return mix(words[0] + mix(words[1] + mix(words[2] + bytes.size())));
+  return mix_hash(words[0] + mix_hash(words[1] + mix_hash(words[2] + bytes.size())));
 }
 
 }  // namespace
@@ -56,44 +51,18 @@ std::optional<std::string> bytes_of_token(std::string_view token) {
   return bytes;
 }
 
-Bpe::Bpe(const TokenizerSpec& spec, const StringIds& ids)
-    : unknown_id_(spec.unknown_id), fuse_unknown_(spec.fuse_unknown) {
-  for (size_t point = 0; point < kAlphabetEnd; ++point) {
-    if (kAlphabet[point] < 0) continue;
-    std::string token;
-    append_utf8(token, static_cast<char32_t>(point));
-    const auto found = ids.find(token);
-    byte_ids_[kAlphabet[point]] = found == ids.end() ? -1 : found->second;
-  }
-  merges_.resize(std::bit_ceil(spec.merges.size() * 2 + 2));
-  const auto id_of = [&](size_t rank, const std::string& token) {
-    const auto found = ids.find(token);
-    if (found == ids.end()) {
-      fail(ErrorCode::kDataLoss, "{}: merges[{}] names '{}', which is not in the vocabulary",
-           spec.source, rank, token);
-    }
-    return found->second;
-  };
-  for (size_t rank = 0; rank < spec.merges.size(); ++rank) {
-    const auto& [left, right] = spec.merges[rank];
-    const int32_t left_id = id_of(rank, left);
-    const int32_t right_id = id_of(rank, right);
-    add_merge(left_id, right_id, static_cast<int32_t>(rank), id_of(rank, left + right));
-  }
-  if (!spec.ignore_merges) return;
-  for (size_t id = 0; id < spec.tokens.size(); ++id) {
-    if (spec.tokens[id].empty()) continue;
-    if (auto bytes = bytes_of_token(spec.tokens[id])) {
-      whole_.emplace(std::move(*bytes), static_cast<int32_t>(id));
-    }
-  }
+std::string token_of_byte(uint8_t byte) {
+  std::string token;
+  const auto* at = std::find(kAlphabet.begin(), kAlphabet.end(), int16_t{byte});
+  append_utf8(token, static_cast<char32_t>(at - kAlphabet.begin()));
+  return token;
 }
 
 // A pair that comes twice has the later rank, as in Hugging Face's tokenizers.
 void Bpe::add_merge(int32_t left, int32_t right, int32_t rank, int32_t id) {
   const uint64_t pair = static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right);
   const size_t mask = merges_.size() - 1;
-  size_t slot = mix(pair) & mask;
+  size_t slot = mix_hash(pair) & mask;
   while (merges_[slot].pair != kNoPair && merges_[slot].pair != pair) slot = (slot + 1) & mask;
   merges_[slot] = {pair, rank, id};
 }
@@ -101,23 +70,9 @@ void Bpe::add_merge(int32_t left, int32_t right, int32_t rank, int32_t id) {
 const Bpe::Merge* Bpe::find_merge(int32_t left, int32_t right) const {
   const uint64_t pair = static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right);
   const size_t mask = merges_.size() - 1;
-  for (size_t slot = mix(pair) & mask;; slot = (slot + 1) & mask) {
+  for (size_t slot = mix_hash(pair) & mask;; slot = (slot + 1) & mask) {
     if (merges_[slot].pair == pair) return &merges_[slot];
     if (merges_[slot].pair == kNoPair) return nullptr;
-  }
-}
-
-void Bpe::read_bytes(std::string_view piece, std::vector<int32_t>& ids) const {
-  ids.clear();
-  bool unknown_before = false;
-  for (const char byte : piece) {
-    const int32_t id = byte_ids_[static_cast<uint8_t>(byte)];
-    if (id >= 0) {
-      ids.push_back(id);
-    } else if (unknown_id_ >= 0 && !(fuse_unknown_ && unknown_before)) {
-      ids.push_back(unknown_id_);
-    }
-    unknown_before = id < 0;
   }
 }
 
@@ -128,6 +83,14 @@ void Bpe::encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>&
       return;
     }
   }
+  while (!piece.empty()) {
+    const size_t length = cut(piece);
+    encode_part(piece.substr(0, length), scratch, out);
+    piece.remove_prefix(length);
+  }
+}
+
+void Bpe::encode_part(std::string_view piece, Scratch& scratch, std::vector<int32_t>& out) const {
   Scratch::Entry* entry = nullptr;
   if (!piece.empty() && piece.size() <= Scratch::kMaxBytes) {
     entry = &scratch.cache_[hash_short(piece) & (Scratch::kCacheEntries - 1)];
@@ -136,12 +99,17 @@ void Bpe::encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>&
       return;
     }
   }
-  read_bytes(piece, scratch.ids_);
+  if (bytewise_) {
+    read_bytes(piece, scratch.ids_);
+  } else {
+    read_characters(piece, scratch.ids_);
+  }
   if (scratch.ids_.size() <= kFew) {
     merge_few(scratch.ids_, scratch.ranks_);
   } else {
     merge_many(scratch);
   }
+  settle(scratch.ids_);
   const std::vector<int32_t>& ids = scratch.ids_;
   out.insert(out.end(), ids.begin(), ids.end());
   if (entry == nullptr || ids.size() > Scratch::kMaxIds) return;
@@ -172,49 +140,85 @@ void Bpe::merge_few(std::vector<int32_t>& ids, std::vector<int32_t>& ranks) cons
   }
 }
 
-// A heap entry whose rank is no longer its symbol's is stale and skipped.
-void Bpe::merge_many(Scratch& scratch) const {
+// Puts `at` into the bucket of its symbol's merge with the next one.
+void Bpe::await(Scratch& scratch, int32_t at) const {
+  Scratch::Symbol& symbol = scratch.symbols_[at];
+  const Merge* merge =
+      symbol.next < 0 ? nullptr : find_merge(symbol.id, scratch.symbols_[symbol.next].id);
+  symbol.rank = merge == nullptr ? -1 : merge->rank;
+  if (merge == nullptr) return;
+  int32_t& bucket = scratch.bucket_of_[merge->rank];
+  if (bucket < 0) {
+    if (scratch.free_buckets_.empty()) {
+      scratch.free_buckets_.push_back(static_cast<int32_t>(scratch.buckets_.size()));
+      scratch.buckets_.emplace_back();
+    }
+    bucket = scratch.free_buckets_.back();
+    scratch.free_buckets_.pop_back();
+    scratch.waiting_.push_back(merge->rank);
+    std::push_heap(scratch.waiting_.begin(), scratch.waiting_.end(), std::greater<>());
+  }
+  Scratch::Bucket& into = scratch.buckets_[bucket];
+  if (into.places.empty() || into.places.back() <= at) {
+    into.places.push_back(at);
+  } else {
+    into.late.push_back(at);
+    std::push_heap(into.late.begin(), into.late.end(), std::greater<>());
+  }
+}
+
+// Takes the leftmost place; -1: none is left.
+int32_t Bpe::next_place(Scratch::Bucket& bucket) {
+  const bool ordered = bucket.done < bucket.places.size();
+  if (ordered && (bucket.late.empty() || bucket.places[bucket.done] <= bucket.late.front())) {
+    return bucket.places[bucket.done++];
+  }
+  if (bucket.late.empty()) return -1;
+  std::pop_heap(bucket.late.begin(), bucket.late.end(), std::greater<>());
+  const int32_t place = bucket.late.back();
+  bucket.late.pop_back();
+  return place;
+}
+
+// Merges at the places of one rank from left to right, as long as no better rank waits. A place
+// whose symbol has another rank by now is passed over.
+void Bpe::run_bucket(Scratch& scratch, int32_t rank) const {
   std::vector<Scratch::Symbol>& symbols = scratch.symbols_;
-  std::vector<uint64_t>& heap = scratch.heap_;
-  const auto count = static_cast<int32_t>(scratch.ids_.size());
-  symbols.resize(scratch.ids_.size());
-  heap.clear();
-  const auto entry_of = [&](int32_t at) {
-    Scratch::Symbol& symbol = symbols[at];
-    const Merge* merge = symbol.next < 0 ? nullptr : find_merge(symbol.id, symbols[symbol.next].id);
-    symbol.rank = merge == nullptr ? -1 : merge->rank;
-    return static_cast<uint64_t>(static_cast<uint32_t>(symbol.rank)) << 32 |
-           static_cast<uint32_t>(at);
-  };
-  const auto push = [&](int32_t at) {
-    const uint64_t entry = entry_of(at);
-    if (symbols[at].rank < 0) return;
-    heap.push_back(entry);
-    std::push_heap(heap.begin(), heap.end(), std::greater<>());
-  };
-  for (int32_t i = 0; i < count; ++i) {
-    symbols[i] = {scratch.ids_[i], i - 1, i + 1 < count ? i + 1 : -1, -1};
-  }
-  for (int32_t i = 0; i < count; ++i) {
-    const uint64_t entry = entry_of(i);
-    if (symbols[i].rank >= 0) heap.push_back(entry);
-  }
-  std::make_heap(heap.begin(), heap.end(), std::greater<>());
-  while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), std::greater<>());
-    const uint64_t top = heap.back();
-    heap.pop_back();
-    const auto at = static_cast<int32_t>(static_cast<uint32_t>(top));
+  const int32_t index = scratch.bucket_of_[rank];
+  while (true) {
+    const int32_t at = next_place(scratch.buckets_[index]);  // by index: await() may add buckets
+    if (at < 0) break;
     Scratch::Symbol& left = symbols[at];
-    if (left.id < 0 || left.rank != static_cast<int32_t>(top >> 32)) continue;
+    if (left.id < 0 || left.rank != rank) continue;
     Scratch::Symbol& right = symbols[left.next];
     left.id = find_merge(left.id, right.id)->id;
     right.id = -1;
     left.next = right.next;
     if (left.next >= 0) symbols[left.next].prev = at;
-    push(at);
-    if (left.prev >= 0) push(left.prev);
+    if (left.prev >= 0) await(scratch, left.prev);
+    await(scratch, at);
+    if (scratch.waiting_.front() < rank) return;
   }
+  Scratch::Bucket& bucket = scratch.buckets_[index];
+  bucket.places.clear();
+  bucket.done = 0;
+  scratch.free_buckets_.push_back(index);
+  scratch.bucket_of_[rank] = -1;
+  std::pop_heap(scratch.waiting_.begin(), scratch.waiting_.end(), std::greater<>());
+  scratch.waiting_.pop_back();
+}
+
+// A bucket for each rank that is possible somewhere, the least rank first.
+void Bpe::merge_many(Scratch& scratch) const {
+  std::vector<Scratch::Symbol>& symbols = scratch.symbols_;
+  const auto count = static_cast<int32_t>(scratch.ids_.size());
+  scratch.bucket_of_.resize(static_cast<size_t>(rank_count_), -1);
+  symbols.resize(scratch.ids_.size());
+  for (int32_t i = 0; i < count; ++i) {
+    symbols[i] = {scratch.ids_[i], i - 1, i + 1 < count ? i + 1 : -1, -1};
+  }
+  for (int32_t i = 0; i < count; ++i) await(scratch, i);
+  while (!scratch.waiting_.empty()) run_bucket(scratch, scratch.waiting_.front());
   scratch.ids_.clear();
   for (int32_t i = 0; i >= 0 && i < count; i = symbols[i].next) {
     scratch.ids_.push_back(symbols[i].id);

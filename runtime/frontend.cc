@@ -46,15 +46,6 @@ struct Shard {
   WorkThread thread;  // last: it ends first
 };
 
-size_t longest_token(const Tokenizer* tokenizer) {
-  size_t longest = 0;
-  if (tokenizer == nullptr) return 0;
-  for (int32_t id = 0; id < tokenizer->vocab_size(); ++id) {
-    longest = std::max({longest, tokenizer->token_bytes(id).size(), size_t{1}});
-  }
-  return longest;
-}
-
 }  // namespace
 
 struct Frontend::State {
@@ -93,7 +84,7 @@ Frontend::State::State(EngineApi& engine, const Tokenizer* tokenizer, FrontendCo
     : engine(engine),
       tokenizer(tokenizer),
       config(std::move(c)),
-      max_token_bytes(longest_token(tokenizer)),
+      max_token_bytes(tokenizer == nullptr ? 0 : tokenizer->max_bytes_per_token()),
       records(config.keep, config.max_ended_bytes) {
   if (config.threads < 1 || config.max_outputs < 1 || config.max_outputs >= 1 << kOutputBits ||
       config.vocab < 1 || config.max_context < 1) {

@@ -2,13 +2,18 @@
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 #include <unordered_set>
 
 #include "base/error.h"
 #include "runtime/bpe.h"
+#include "runtime/bpe_hash.h"
 #include "runtime/tokenizer_added.h"
+#include "runtime/tokenizer_decode.h"
+#include "runtime/tokenizer_normalize.h"
 #include "runtime/tokenizer_pretokenize.h"
 #include "runtime/unicode.h"
+#include "runtime/unigram.h"
 
 namespace trireme {
 namespace {
@@ -48,6 +53,28 @@ StringIds index_tokens(const TokenizerSpec& spec) {
   return ids;
 }
 
+void check_sizes(const TokenizerSpec& spec) {
+  const size_t ids = spec.tokens.size();
+  const auto check = [&](size_t size, const char* what) {
+    if (size != 0 && size != ids) {
+      fail(ErrorCode::kDataLoss, "{}: {} tokens but {} {}", spec.source, ids, size, what);
+    }
+  };
+  check(spec.types.size(), "token types");
+  check(spec.merge_ranks.size(), "ranks");
+  check(spec.scores.size(), "scores");
+}
+
+// The model's user-defined tokens as the added tokens that they are like.
+std::vector<AddedToken> user_defined(const TokenizerSpec& spec) {
+  std::vector<AddedToken> out;
+  for (size_t id = 0; id < spec.types.size() && id < spec.tokens.size(); ++id) {
+    if (spec.types[id] != TokenizerSpec::Type::kUserDefined || spec.tokens[id].empty()) continue;
+    out.push_back({.id = static_cast<int32_t>(id), .text = spec.tokens[id]});
+  }
+  return out;
+}
+
 }  // namespace
 
 struct Tokenizer::Impl {
@@ -55,25 +82,53 @@ struct Tokenizer::Impl {
   struct Scratch {
     PreTokenizer::Scratch pre;
     Bpe::Scratch bpe;
-    std::vector<AddedTokenMatcher::Part> parts, normalized_parts;
+    Unigram::Scratch unigram;
+    std::vector<AddedTokenMatcher::Part> parts, normalized_parts, fixed_parts;
   };
 
   explicit Impl(TokenizerSpec s)
       : spec(std::move(s)),
         model_ids(index_tokens(spec)),
-        bpe(spec, model_ids),
         pre(spec.splits),
-        raw_added(spec.added, false, false),
-        normalized_added(spec.added, true, spec.nfc),
-        bytes(spec.tokens.size()),
+        fixed(user_defined(spec), false, nullptr),
+        normalizer(spec.normalizers, fixed.empty() ? nullptr : &fixed, spec.source),
+        raw_added(spec.added, false, nullptr),
+        normalized_added(spec.added, true,
+                         [this](const std::string& text) {
+                           Regex::Scratch scratch;
+                           return normalizer.run(text, scratch);
+                         }),
         special(spec.tokens.size(), false) {
+    check_sizes(spec);
+    if (spec.unknown_id >= 0) check_id(spec, spec.unknown_id, "the unknown token");
+    if (spec.model == TokenizerSpec::Model::kUnigram) {
+      unigram.emplace(spec);
+    } else {
+      bpe.emplace(spec, model_ids);
+    }
     index_added();
     for (const int32_t id : spec.prefix_ids) check_id(spec, id, "a token of the post-processor");
     for (const int32_t id : spec.suffix_ids) check_id(spec, id, "a token of the post-processor");
-    if (spec.unknown_id >= 0) check_id(spec, spec.unknown_id, "the unknown token");
-    for (size_t id = 0; id < bytes.size(); ++id) {
-      const std::string& text = text_of(static_cast<int32_t>(id));
-      bytes[id] = bytes_of_token(text).value_or(text);
+    texts.emplace(spec, [this](int32_t id) -> const std::string& { return text_of(id); });
+    find_bound();
+  }
+
+  void find_bound() {
+    const bool shrinks = !spec.normalizers.empty() || spec.fuse_unknown ||
+                         std::any_of(spec.added.begin(), spec.added.end(), [](const auto& token) {
+                           return token.lstrip || token.rstrip;
+                         });
+    bool lossless = spec.model == TokenizerSpec::Model::kByteBpe && !shrinks;
+    for (int byte = 0; byte < 256 && lossless; ++byte) {
+      lossless = spec.unknown_id >= 0 || model_ids.contains(token_of_byte(static_cast<uint8_t>(byte)));
+    }
+    for (const TokenizerSpec::Split& split : spec.splits) {
+      lossless = lossless && split.kind != TokenizerSpec::Split::Kind::kRegexRemoved;
+    }
+    if (!lossless) return;
+    longest = 1;
+    for (int32_t id = 0; id < static_cast<int32_t>(special.size()); ++id) {
+      longest = std::max(longest, texts->text(id).size());
     }
   }
 
@@ -112,34 +167,61 @@ struct Tokenizer::Impl {
     free_scratch.push_back(std::move(scratch));
   }
 
-  void encode_text(std::string_view text, Scratch& scratch, std::vector<int32_t>& ids) const {
-    for (const std::string_view piece : pre.split(text, scratch.pre)) {
-      bpe.encode(piece, scratch.bpe, ids);
+  void encode_text(std::string_view text, bool at_start, Scratch& scratch,
+                   std::vector<int32_t>& ids) const {
+    for (const std::string_view piece : pre.split(text, at_start, scratch.pre)) {
+      encode_piece(piece, scratch, ids);
     }
   }
 
-  void encode_part(std::string_view text, Scratch& scratch, std::vector<int32_t>& ids) const {
+  void encode_piece(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const {
+    if (unigram) {
+      unigram->encode(piece, scratch.unigram, ids);
+      return;
+    }
+    if (fixed.empty()) {
+      bpe->encode(piece, scratch.bpe, ids);
+      return;
+    }
+    scratch.fixed_parts.clear();
+    fixed.split(piece, scratch.pre.regex, scratch.fixed_parts);
+    for (const auto& part : scratch.fixed_parts) {
+      if (part.id >= 0) {
+        ids.push_back(part.id);
+      } else {
+        bpe->encode(part.text, scratch.bpe, ids);
+      }
+    }
+  }
+
+  // A text between raw added tokens; `at_start`: the one that the whole text begins with.
+  void encode_part(std::string_view text, bool at_start, Scratch& scratch,
+                   std::vector<int32_t>& ids) const {
     std::string normalized;
-    if (spec.nfc) text = normalized = trireme::nfc(text);
+    if (!normalizer.empty()) text = normalized = normalizer.run(text, scratch.pre.regex);
     scratch.normalized_parts.clear();
     normalized_added.split(text, scratch.pre.regex, scratch.normalized_parts);
     for (const auto& part : scratch.normalized_parts) {
       if (part.id >= 0) {
         ids.push_back(part.id);
       } else {
-        encode_text(part.text, scratch, ids);
+        encode_text(part.text, at_start && part.text.data() == text.data(), scratch, ids);
       }
     }
   }
 
   const TokenizerSpec spec;
   const StringIds model_ids;
-  const Bpe bpe;
+  std::optional<Bpe> bpe;  // one of these two
+  std::optional<Unigram> unigram;
   const PreTokenizer pre;
+  const AddedTokenMatcher fixed;  // user-defined tokens of the model
+  const Normalizer normalizer;
   const AddedTokenMatcher raw_added, normalized_added;
   std::unordered_map<int32_t, const AddedToken*> added_by_id;
   StringIds added_ids;
-  std::vector<std::string> bytes;  // id -> what it decodes to
+  std::optional<TokenTexts> texts;
+  size_t longest = 0;  // see max_bytes_per_token()
   std::vector<bool> special;
   std::mutex mutex;  // of free_scratch
   std::vector<std::unique_ptr<Scratch>> free_scratch;
@@ -166,7 +248,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) 
     if (part.id >= 0) {
       ids.push_back(part.id);
     } else {
-      impl_->encode_part(part.text, *scratch, ids);
+      impl_->encode_part(part.text, part.text.data() == text.data(), *scratch, ids);
     }
   }
   if (text.size() <= kKeepScratch) impl_->give_scratch(std::move(scratch));
@@ -177,22 +259,22 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special) 
 }
 
 std::string Tokenizer::decode(const std::vector<int32_t>& ids, bool skip_special) const {
-  std::string bytes;
-  for (const int32_t id : ids) {
-    const std::string_view token = token_bytes(id);
-    if (!skip_special || !is_special(id)) bytes.append(token);
-  }
   std::string text;
-  text.reserve(bytes.size());
-  append_lossy_utf8(text, bytes, true);
+  StreamingDetokenizer stream(*this, skip_special);
+  for (const int32_t id : ids) stream.push_onto(text, id);
+  stream.finish_onto(text);
   return text;
 }
+
+const TokenTexts& Tokenizer::texts() const { return *impl_->texts; }
+
+size_t Tokenizer::max_bytes_per_token() const { return impl_->longest; }
 
 std::string_view Tokenizer::token_bytes(int32_t id) const {
   if (id < 0 || id >= vocab_size()) {
     fail(ErrorCode::kInvalidArgument, "token id {} is not in [0, {})", id, vocab_size());
   }
-  return impl_->bytes[id];
+  return impl_->texts->text(id);
 }
 
 bool Tokenizer::is_special(int32_t id) const {
@@ -200,27 +282,8 @@ bool Tokenizer::is_special(int32_t id) const {
   return impl_->special[id];
 }
 
-int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(impl_->bytes.size()); }
+int32_t Tokenizer::vocab_size() const { return static_cast<int32_t>(impl_->special.size()); }
 
 const TokenizerSpec& Tokenizer::spec() const { return impl_->spec; }
-
-StreamingDetokenizer::StreamingDetokenizer(const Tokenizer& tokenizer, bool skip_special)
-    : tokenizer_(&tokenizer), skip_special_(skip_special) {}
-
-std::string StreamingDetokenizer::push(int32_t id) {
-  const std::string_view bytes = tokenizer_->token_bytes(id);
-  if (skip_special_ && tokenizer_->is_special(id)) return {};
-  pending_.append(bytes);
-  std::string piece;
-  pending_.erase(0, append_lossy_utf8(piece, pending_, false));
-  return piece;
-}
-
-std::string StreamingDetokenizer::finish() {
-  std::string piece;
-  append_lossy_utf8(piece, pending_, true);
-  pending_.clear();
-  return piece;
-}
 
 }  // namespace trireme

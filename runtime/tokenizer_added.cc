@@ -8,7 +8,7 @@
 namespace trireme {
 namespace {
 
-constexpr size_t kMaxTokenBytes = 1 << 16;
+constexpr size_t kMaxTokenBytes = 1 << 10;  // a search may take so many steps per byte
 
 // The code point that ends at `end`.
 std::string_view last_code_point(std::string_view text, size_t end) {
@@ -24,7 +24,7 @@ bool is_space(std::string_view code_point) {
 }  // namespace
 
 AddedTokenMatcher::AddedTokenMatcher(const std::vector<AddedToken>& tokens, bool normalized,
-                                     bool nfc) {
+                                     const Normalize& normalize) {
   std::fill(std::begin(roots_), std::end(roots_), -1);
   for (const AddedToken& token : tokens) {
     if (token.normalized != normalized || token.text.empty()) continue;
@@ -32,7 +32,9 @@ AddedTokenMatcher::AddedTokenMatcher(const std::vector<AddedToken>& tokens, bool
       fail(ErrorCode::kDataLoss, "added token {} has {} bytes; at most {}", token.id,
            token.text.size(), kMaxTokenBytes);
     }
-    insert(nfc ? trireme::nfc(token.text) : token.text, static_cast<int32_t>(tokens_.size()));
+    const std::string text = normalize ? normalize(token.text) : token.text;
+    if (text.empty()) continue;
+    insert(text, static_cast<int32_t>(tokens_.size()));
     tokens_.push_back({token.id, token.single_word, token.lstrip, token.rstrip});
     // Rust's \w: Oniguruma's less some superscripts and fractions, and with the two joiners.
     if (token.single_word && !word_)
@@ -79,6 +81,18 @@ std::optional<AddedTokenMatcher::Found> AddedTokenMatcher::find(std::string_view
     if (longest) return longest;
   }
   return std::nullopt;
+}
+
+size_t AddedTokenMatcher::longest_at(std::string_view text) const {
+  if (text.empty()) return 0;
+  size_t longest = 0;
+  int32_t node = roots_[static_cast<uint8_t>(text.front())];
+  for (size_t end = 1; node >= 0; ++end) {
+    if (nodes_[node].token >= 0) longest = end;
+    if (end == text.size()) break;
+    node = child_of(node, static_cast<uint8_t>(text[end]));
+  }
+  return longest;
 }
 
 bool AddedTokenMatcher::stands_alone(std::string_view text, const Found& found,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -14,8 +15,10 @@ namespace trireme {
 
 class AddedTokenMatcher {
  public:
-  // Of the tokens with `normalized` as given; `nfc` normalizes their texts.
-  AddedTokenMatcher(const std::vector<AddedToken>& tokens, bool normalized, bool nfc);
+  // Of the tokens with `normalized` as given; `normalize` is applied to their texts.
+  using Normalize = std::function<std::string(const std::string&)>;
+  AddedTokenMatcher(const std::vector<AddedToken>& tokens, bool normalized,
+                    const Normalize& normalize);
 
   struct Part {
     std::string_view text;
@@ -24,6 +27,10 @@ class AddedTokenMatcher {
   // Appends the parts of `text` (valid UTF-8). At each place the longest token wins, from left to
   // right; lstrip, rstrip and single_word as in Hugging Face's tokenizers.
   void split(std::string_view text, Regex::Scratch& scratch, std::vector<Part>& parts) const;
+
+  // Bytes of the longest token at the head of `text`; 0: none.
+  size_t longest_at(std::string_view text) const;
+  bool empty() const { return tokens_.empty(); }
 
  private:
   struct Node {

@@ -114,7 +114,7 @@ TokenizerSpec tokenizer_spec_from_gguf(GgufVocab vocab) {
   spec.suffix_ids = around(vocab, vocab.add_eos.value_or(false), vocab.eos_id, "eos");
   read_tokens(vocab, spec);
   read_merges(vocab, spec);
-  spec.nfc = pre.nfc;
+  if (pre.nfc) spec.normalizers.push_back({TokenizerSpec::Normalize::Kind::kNfc, "", ""});
   spec.ignore_merges = pre.ignore_merges;
   if (pre.digits) spec.splits.push_back({Split::Kind::kDigitsIndividual, "", false});
   spec.splits.push_back({Split::Kind::kRegexIsolated, pre.pattern, false});

@@ -57,17 +57,37 @@ void read_merges(const JsonField& model, TokenizerSpec& spec) {
   for (size_t i = 0; i < merges.size(); ++i) spec.merges.push_back(read_merge(merges[i]));
 }
 
+// [["token", score], …]; ids count from 0.
+void read_unigram(const JsonField& model, TokenizerSpec& spec) {
+  spec.model = TokenizerSpec::Model::kUnigram;
+  spec.byte_fallback = model.boolean("byte_fallback", false);
+  spec.fuse_unknown = true;
+  const JsonField vocab = model["vocab"].array();
+  spec.tokens.reserve(vocab.size());
+  spec.scores.reserve(vocab.size());
+  for (size_t i = 0; i < vocab.size(); ++i) {
+    const JsonField pair = vocab[i].array();
+    if (pair.size() != 2) pair.lose("{} is not a token and its score", pair.path());
+    spec.tokens.push_back(pair[size_t{0}].string());
+    spec.scores.push_back(pair[size_t{1}].number());
+  }
+  if (model.has("unk_id")) spec.unknown_id = model["unk_id"].id();
+}
+
 void read_model(const JsonField& root, TokenizerSpec& spec) {
   const JsonField model = root["model"].object();
   // Files from before 2020 have no type.
-  if (const std::string type = model.string("type", "BPE"); type != "BPE") {
-    model.unsupported("of type " + type);
+  const std::string type = model.string("type", "BPE");
+  if (type == "Unigram") {
+    read_unigram(model, spec);
+    return;
   }
+  if (type != "BPE") model.unsupported("of type " + type, "BPE, Unigram");
   for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     if (!model.string(key, "").empty()) model.unsupported(key);
   }
-  if (model.boolean("byte_fallback", false)) model.unsupported("byte_fallback");
   if (model.has("dropout") && model["dropout"].value() != 0.0) model.unsupported("dropout");
+  spec.byte_fallback = model.boolean("byte_fallback", false);
   spec.ignore_merges = model.boolean("ignore_merges", false);
   spec.fuse_unknown = model.boolean("fuse_unk", false);
   read_vocab(model, spec);
@@ -101,6 +121,7 @@ void read_added(const JsonField& root, TokenizerSpec& spec) {
     spec.added.push_back(std::move(token));
   }
   spec.tokens.resize(ids);
+  if (!spec.scores.empty()) spec.scores.resize(ids);
 }
 
 std::string read_text(const std::filesystem::path& path) {
@@ -122,7 +143,10 @@ std::string template_of(const JsonField& config) {
   return "";
 }
 
-std::string read_chat_template(const std::filesystem::path& folder) {
+}  // namespace
+
+std::string read_chat_template(const std::string& name) {
+  const std::filesystem::path folder(name);
   const std::filesystem::path jinja = folder / "chat_template.jinja";
   if (std::filesystem::exists(jinja)) return read_text(jinja);
   const std::string config = folder / "tokenizer_config.json";
@@ -130,8 +154,6 @@ std::string read_chat_template(const std::filesystem::path& folder) {
   const json root = read_json_file(config);
   return template_of(JsonField(root, config, "").object());
 }
-
-}  // namespace
 
 TokenizerSpec read_tokenizer_json(const std::string& path) {
   const json value = read_json_file(path);
@@ -144,7 +166,7 @@ TokenizerSpec read_tokenizer_json(const std::string& path) {
   read_normalizer(root, spec);
   read_pre_tokenizer(root, spec);
   read_post_processor(root, spec);
-  check_decoder(root);
+  read_decoder(root, spec);
   spec.chat_template = read_chat_template(std::filesystem::path(path).parent_path());
   return spec;
 }

@@ -51,13 +51,27 @@ class JsonField {
   std::string string(const char* key, const char* otherwise) const {
     return has(key) ? (*this)[key].string() : otherwise;
   }
+  double number() const {
+    expect(value_->is_number(), "a number");
+    return value_->get<double>();
+  }
+  // A small count.
+  int32_t count(const char* key, int32_t otherwise) const {
+    if (!has(key)) return otherwise;
+    const JsonField field = (*this)[key];
+    field.expect(field.value_->is_number_unsigned() && field.value_->get<uint64_t>() <= 1024,
+                 "a number up to 1024");
+    return field.value_->get<int32_t>();
+  }
 
   template <typename... Args>
   [[noreturn]] void lose(fmt::format_string<Args...> format, Args&&... args) const {
     fail(ErrorCode::kDataLoss, "{}: {}", *file_, fmt::format(format, std::forward<Args>(args)...));
   }
-  [[noreturn]] void unsupported(const std::string& what) const {
-    fail(ErrorCode::kUnimplemented, "{}: {} {} is not supported", *file_, path_, what);
+  // `known`: what is, as a list; "" where that says nothing.
+  [[noreturn]] void unsupported(const std::string& what, const char* known = "") const {
+    fail(ErrorCode::kUnimplemented, "{}: {} {} is not supported{}{}", *file_, path_, what,
+         *known == '\0' ? "" : "; known: ", known);
   }
 
  private:
@@ -76,6 +90,6 @@ class JsonField {
 void read_normalizer(const JsonField& root, TokenizerSpec& spec);
 void read_pre_tokenizer(const JsonField& root, TokenizerSpec& spec);
 void read_post_processor(const JsonField& root, TokenizerSpec& spec);
-void check_decoder(const JsonField& root);
+void read_decoder(const JsonField& root, TokenizerSpec& spec);
 
 }  // namespace trireme

@@ -1,5 +1,7 @@
 #include "runtime/tokenizer_pretokenize.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "runtime/unicode.h"
 
@@ -12,7 +14,7 @@ constexpr size_t kMaxSteps = 64;
 
 bool is_regex(Kind kind) {
   return kind != Kind::kDigitsIndividual && kind != Kind::kDigitsContiguous &&
-         kind != Kind::kPrefixSpace;
+         kind != Kind::kPrefixSpace && kind != Kind::kMetaspace;
 }
 
 void put(std::vector<std::string_view>& out, std::string_view piece) {
@@ -114,34 +116,78 @@ PreTokenizer::PreTokenizer(const std::vector<TokenizerSpec::Split>& splits) {
     fail(ErrorCode::kDataLoss, "{} pre-tokenizers; at most {}", splits.size(), kMaxSteps);
   }
   for (const TokenizerSpec::Split& split : splits) {
-    Step step{split.kind, split.invert, {}};
+    Step step{split, {}};
     if (is_regex(split.kind)) step.regex.emplace_back(split.pattern);
     steps_.push_back(std::move(step));
   }
 }
 
-const std::vector<std::string_view>& PreTokenizer::split(std::string_view text,
+const std::vector<std::string_view>& PreTokenizer::split(std::string_view text, bool at_start,
                                                          Scratch& scratch) const {
   scratch.made.clear();
   scratch.pieces.clear();
   put(scratch.pieces, text);
+  bool first = at_start;  // the first piece is where the whole text begins
   for (const Step& step : steps_) {
     scratch.next.clear();
-    for (const std::string_view piece : scratch.pieces) run(step, piece, scratch);
+    bool leading = first;
+    for (const std::string_view piece : scratch.pieces) {
+      const size_t before = scratch.next.size();
+      run(step, piece, leading, scratch);
+      if (!leading) continue;
+      leading = false;
+      // A piece that the step dropped or cut at the front was the beginning.
+      const bool kept = scratch.next.size() > before &&
+                        (is_regex(step.rule.kind) ? scratch.next[before].data() == piece.data()
+                                                  : true);
+      first = kept;
+    }
     scratch.pieces.swap(scratch.next);
   }
   return scratch.pieces;
 }
 
-void PreTokenizer::run(const Step& step, std::string_view piece, Scratch& scratch) {
-  switch (step.kind) {
+void PreTokenizer::run(const Step& step, std::string_view piece, bool first, Scratch& scratch) {
+  switch (step.rule.kind) {
     case Kind::kPrefixSpace:
       if (!piece.starts_with(' ')) piece = scratch.made.emplace_back(" ").append(piece);
       scratch.next.push_back(piece);
       return;
     case Kind::kDigitsIndividual: split_digits(piece, true, scratch.next); return;
     case Kind::kDigitsContiguous: split_digits(piece, false, scratch.next); return;
-    default: split_regex(step.regex.front(), step.kind, step.invert, piece, scratch); return;
+    case Kind::kMetaspace: metaspace(step.rule, piece, first, scratch); return;
+    default:
+      split_regex(step.regex.front(), step.rule.kind, step.rule.invert, piece, scratch);
+      return;
+  }
+}
+
+void PreTokenizer::metaspace(const TokenizerSpec::Split& rule, std::string_view piece, bool first,
+                             Scratch& scratch) {
+  using Prepend = TokenizerSpec::Split::Prepend;
+  const std::string& mark = rule.pattern;
+  std::string& made = scratch.made.emplace_back();
+  made.reserve(piece.size() + piece.size() / 2 + mark.size());
+  const bool wanted =
+      rule.prepend == Prepend::kAlways || (rule.prepend == Prepend::kFirst && first);
+  if (wanted && !piece.starts_with(' ') && !piece.starts_with(mark)) made += mark;
+  for (const char c : piece) {
+    if (c == ' ') {
+      made += mark;
+    } else {
+      made += c;
+    }
+  }
+  if (!rule.cut) {
+    put(scratch.next, made);
+    return;
+  }
+  const std::string_view text = made;
+  size_t begin = 0;
+  while (begin < text.size()) {
+    const size_t end = std::min(text.find(mark, begin + 1), text.size());
+    put(scratch.next, text.substr(begin, end - begin));
+    begin = end;
   }
 }
 

@@ -22,15 +22,18 @@ class PreTokenizer {
   };
 
   // The pieces of `text` (valid UTF-8), in order, none empty: valid until the next call.
-  const std::vector<std::string_view>& split(std::string_view text, Scratch& scratch) const;
+  // `at_start`: the text is where the whole text begins.
+  const std::vector<std::string_view>& split(std::string_view text, bool at_start,
+                                             Scratch& scratch) const;
 
  private:
   struct Step {
-    TokenizerSpec::Split::Kind kind;
-    bool invert;
+    TokenizerSpec::Split rule;
     std::vector<Regex> regex;  // one, or none
   };
-  static void run(const Step& step, std::string_view piece, Scratch& scratch);
+  static void run(const Step& step, std::string_view piece, bool first, Scratch& scratch);
+  static void metaspace(const TokenizerSpec::Split& rule, std::string_view piece, bool first,
+                        Scratch& scratch);
 
   std::vector<Step> steps_;
 };

@@ -30,9 +30,17 @@ void append_utf8(std::string& out, char32_t code_point);
 // the end cuts off is left alone. Returns the bytes consumed.
 size_t append_lossy_utf8(std::string& out, std::string_view bytes, bool last);
 
-// Normalization form C of valid UTF-8, with the data of Unicode 9 as in Hugging Face's tokenizers.
+// A normalization form of valid UTF-8, with the data of Unicode 9 as in Hugging Face's tokenizers.
 // Takes O(n log n) whatever the text.
+enum class UnicodeForm { kNfc, kNfd, kNfkc, kNfkd };
+std::string normalized(std::string_view text, UnicodeForm form);
 std::string nfc(std::string_view text);
+
+// Appends the lower case of one code point, out of context (Rust's char::to_lowercase).
+void append_lowercase(std::string& out, char32_t code_point);
+
+// Whether a grapheme cluster ends between two code points; `state` is 0 at the first pair.
+bool breaks_grapheme(char32_t before, char32_t after, int32_t& state);
 
 // Code points assigned after Unicode 14 and up to Unicode 16, with their general category: what
 // the PCRE2 of Debian 12 lacks and the regex engine of Hugging Face's tokenizers has.

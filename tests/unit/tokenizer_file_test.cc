@@ -111,15 +111,27 @@ TEST(TokenizerJson, RefusesMalformedFiles) {
 
 TEST(TokenizerJson, NamesWhatItDoesNotSupport) {
   constexpr auto kNot = ErrorCode::kUnimplemented;
-  expect_refused_with(R"({"model": {"type": "Unigram"}})", kNot, "model of type Unigram");
-  expect_refused_with(R"({"model": {"byte_fallback": true}})", kNot, "byte_fallback");
+  expect_refused_with(R"({"model": {"type": "WordPiece"}})", kNot,
+                      "model of type WordPiece is not supported; known: BPE, Unigram");
   expect_refused_with(R"({"model": {"dropout": 0.1}})", kNot, "dropout");
   expect_refused_with(R"({"model": {"end_of_word_suffix": "</w>"}})", kNot, "end_of_word_suffix");
-  expect_refused_with(R"({"normalizer": {"type": "NFKC"}})", kNot, "normalizer of type NFKC");
-  expect_refused_with(R"({"pre_tokenizer": null})", kNot, "without ByteLevel");
-  expect_refused_with(R"({"pre_tokenizer": {"type": "Metaspace"}})", kNot, "type Metaspace");
-  expect_refused_with(R"({"post_processor": {"type": "BertProcessing"}})", kNot, "BertProcessing");
-  expect_refused_with(R"({"decoder": {"type": "WordPiece"}})", kNot, "decoder of type WordPiece");
+  expect_refused_with(R"({"normalizer": {"type": "Nmt"}})", kNot,
+                      "normalizer of type Nmt is not supported; known: Lowercase, NFC");
+  expect_refused_with(R"({"pre_tokenizer": {"type": "Punctuation"}})", kNot,
+                      "Punctuation is not supported; known: ByteLevel");
+  expect_refused_with(R"({"pre_tokenizer": null})", kNot, "decoder of type ByteLevel without");
+  expect_refused_with(R"({"decoder": {"type": "Fuse"}})", kNot, "decoder without ByteLevel");
+  expect_refused_with(R"({"decoder": null})", kNot, "decoder null is not supported; known: Byte");
+  expect_refused_with(R"({"post_processor": {"type": "BertProcessing"}})", kNot,
+                      "BertProcessing is not supported; known: ByteLevel");
+  expect_refused_with(R"({"decoder": {"type": "WordPiece"}})", kNot,
+                      "decoder of type WordPiece is not supported; known: ByteFallback");
+  expect_refused_with(R"({"decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"},
+                          {"type": "ByteFallback"}]}})",
+                      kNot, "decoder.decoders[1] of type ByteFallback after Fuse");
+  expect_refused_with(R"({"pre_tokenizer": {"type": "Metaspace", "replacement": "_",
+                          "prepend_scheme": "last", "add_prefix_space": null}})",
+                      kNot, "prepend_scheme last is not supported; known: always, first, never");
 }
 
 // Whatever is cut off, the result is an error or a tokenizer, never a crash.

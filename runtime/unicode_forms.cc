@@ -1,4 +1,4 @@
-// Normalization form C on utf8proc's data. utf8proc's own reordering of combining marks is
+// Normalization forms on utf8proc's data. utf8proc's own reordering of combining marks is
 // quadratic in their number, so the marks are sorted here and utf8proc only decomposes and
 // composes.
 #include <utf8proc.h>
@@ -12,7 +12,14 @@
 namespace trireme {
 namespace {
 
-constexpr char32_t kFirstChangeable = 0x300;  // below it every code point is its own NFC, always
+// Below it every code point is its own form, always.
+char32_t first_changeable(UnicodeForm form) {
+  switch (form) {
+    case UnicodeForm::kNfc: return 0x300;
+    case UnicodeForm::kNfd: return 0xC0;
+    default: return 0xA0;
+  }
+}
 
 // Combining and composing code points of Unicode 10 to 15. The normalizer inside Hugging Face's
 // tokenizers (0.23) has the data of Unicode 9, to which they are ordinary: nothing is reordered
@@ -42,16 +49,17 @@ bool is_inert(char32_t code_point) {
   return row != std::end(kInert) && row->first <= code_point;
 }
 
-bool may_change(std::string_view text) {
+bool may_change(std::string_view text, UnicodeForm form) {
+  const char32_t first = first_changeable(form);
   for (size_t i = 0; i < text.size();) {
     const Utf8Step step = utf8_step(text.substr(i));
-    if (step.code_point >= kFirstChangeable) return true;
+    if (step.code_point >= first) return true;
     i += step.length;
   }
   return false;
 }
 
-std::vector<utf8proc_int32_t> decompose(std::string_view text) {
+std::vector<utf8proc_int32_t> decompose(std::string_view text, int options) {
   std::vector<utf8proc_int32_t> out;
   out.reserve(text.size() + 4);
   for (size_t i = 0; i < text.size();) {
@@ -61,7 +69,7 @@ std::vector<utf8proc_int32_t> decompose(std::string_view text) {
     int boundary = 0;
     const auto count = utf8proc_decompose_char(
         static_cast<utf8proc_int32_t>(step.code_point), parts, std::size(parts),
-        static_cast<utf8proc_option_t>(UTF8PROC_DECOMPOSE | UTF8PROC_STABLE), &boundary);
+        static_cast<utf8proc_option_t>(options), &boundary);
     if (count < 0 || count > static_cast<utf8proc_ssize_t>(std::size(parts))) {
       fail(ErrorCode::kInternal, "utf8proc cannot decompose U+{:04X}",
            static_cast<uint32_t>(step.code_point));
@@ -89,38 +97,64 @@ void sort_marks(std::vector<utf8proc_int32_t>& points) {
   }
 }
 
-// Appends the NFC of text without inert code points.
-void append_nfc(std::string& out, std::string_view text) {
-  if (!may_change(text)) {
+// Appends the form of text without inert code points.
+void append_form(std::string& out, std::string_view text, UnicodeForm form) {
+  if (!may_change(text, form)) {
     out.append(text);
     return;
   }
-  std::vector<utf8proc_int32_t> points = decompose(text);
+  const bool compatible = form == UnicodeForm::kNfkc || form == UnicodeForm::kNfkd;
+  const bool composed = form == UnicodeForm::kNfc || form == UnicodeForm::kNfkc;
+  std::vector<utf8proc_int32_t> points = decompose(
+      text, UTF8PROC_DECOMPOSE | UTF8PROC_STABLE | (compatible ? int{UTF8PROC_COMPAT} : 0));
   sort_marks(points);
-  const auto length =
-      utf8proc_normalize_utf32(points.data(), static_cast<utf8proc_ssize_t>(points.size()),
-                               static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
-  if (length < 0) fail(ErrorCode::kInternal, "utf8proc: {}", utf8proc_errmsg(length));
-  for (utf8proc_ssize_t i = 0; i < length; ++i) append_utf8(out, static_cast<char32_t>(points[i]));
+  if (composed) {
+    const auto length = utf8proc_normalize_utf32(
+        points.data(), static_cast<utf8proc_ssize_t>(points.size()),
+        static_cast<utf8proc_option_t>(UTF8PROC_COMPOSE | UTF8PROC_STABLE));
+    if (length < 0) fail(ErrorCode::kInternal, "utf8proc: {}", utf8proc_errmsg(length));
+    points.resize(static_cast<size_t>(length));
+  }
+  for (const auto point : points) append_utf8(out, static_cast<char32_t>(point));
 }
 
 }  // namespace
 
-std::string nfc(std::string_view text) {
+std::string normalized(std::string_view text, UnicodeForm form) {
   std::string out;
   out.reserve(text.size());
   size_t begin = 0;
   for (size_t i = 0; i < text.size();) {
+    if (static_cast<uint8_t>(text[i]) < 0x80) {
+      ++i;
+      continue;
+    }
     const Utf8Step step = utf8_step(text.substr(i));
     if (is_inert(step.code_point)) {
-      append_nfc(out, text.substr(begin, i - begin));
+      append_form(out, text.substr(begin, i - begin), form);
       out.append(text.substr(i, step.length));
       begin = i + step.length;
     }
     i += step.length;
   }
-  append_nfc(out, text.substr(begin));
+  append_form(out, text.substr(begin), form);
   return out;
+}
+
+std::string nfc(std::string_view text) { return normalized(text, UnicodeForm::kNfc); }
+
+void append_lowercase(std::string& out, char32_t code_point) {
+  if (code_point == 0x130) {  // the only one with a longer lower case
+    out += "i\u0307";
+    return;
+  }
+  append_utf8(out, static_cast<char32_t>(
+                       utf8proc_tolower(static_cast<utf8proc_int32_t>(code_point))));
+}
+
+bool breaks_grapheme(char32_t before, char32_t after, int32_t& state) {
+  return utf8proc_grapheme_break_stateful(static_cast<utf8proc_int32_t>(before),
+                                          static_cast<utf8proc_int32_t>(after), &state);
 }
 
 }  // namespace trireme
