@@ -112,6 +112,12 @@ void check_config(const ModelConfig& config, const std::string& where) {
     fail(ErrorCode::kDataLoss, "{}: {} heads of {} are more than {} columns", where, config.q_heads,
          config.head_dim, limits::kHeadColumns);
   }
+  int64_t experts = 0;
+  for (const LayerConfig& layer : config.layers) experts += layer.experts.experts;
+  if (experts > limits::kAllExperts) {
+    fail(ErrorCode::kDataLoss, "{}: the layers have {} experts, more than {}", where, experts,
+         limits::kAllExperts);
+  }
   for (const int32_t id : config.eos_ids) {
     if (id >= config.vocab) {
       fail(ErrorCode::kDataLoss, "{}: end-of-sequence id {} is outside of the {} token ids", where,

@@ -17,6 +17,7 @@ inline constexpr int64_t kHeadDim = 4096;
 inline constexpr int64_t kHeadColumns = int64_t{1} << 22;
 inline constexpr int64_t kFfn = int64_t{1} << 24;
 inline constexpr int64_t kExperts = 4096;
+inline constexpr int64_t kAllExperts = int64_t{1} << 18;  // of all layers: each has names of its own
 inline constexpr int64_t kId = (int64_t{1} << 31) - 1;  // token ids, vocabulary, context
 }  // namespace limits
 

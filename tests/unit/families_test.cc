@@ -254,6 +254,12 @@ TEST(Mixtral, AllLayersHaveExperts) {
   EXPECT_EQ(windows_of(model), std::vector<int>(7, 0));
   config["num_experts_per_tok"] = 9;
   expect_refused(config, "'num_experts_per_tok'", ErrorCode::kDataLoss);
+  config["num_experts_per_tok"] = 8;
+  config["num_local_experts"] = 4096;
+  config["num_hidden_layers"] = 65;  // refused before anything is made for each of them
+  expect_refused(config, "266240 experts", ErrorCode::kDataLoss);
+  config["num_local_experts"] = 4097;
+  expect_refused(config, "'num_local_experts'", ErrorCode::kDataLoss);
   config.erase("num_local_experts");
   expect_refused(config, "'num_local_experts' is missing", ErrorCode::kDataLoss);
 }
