@@ -176,6 +176,8 @@ bool blame_mismatch(const Reports& reports, Verdict& verdict) {
         return a.second[0].report->rank > b.second[0].report->rank;
       };
       const auto right = std::max_element(sides.begin(), sides.end(), better);
+      verdict.open =
+          2 * right->second.size() <= entries.size() && entries.size() < group.second.size();
       for (auto at = sides.begin(); at != sides.end(); ++at) {
         if (at == right) continue;
         for (const Entry& entry : at->second) verdict.culprits.push_back(entry.report->rank);
@@ -301,6 +303,28 @@ bool blame_busy(const Reports& reports, Verdict& verdict) {
   return true;
 }
 
+// All wait for their devices, where a collective that one rank has not queued shows as nothing
+// else.
+bool blame_behind(const Reports& reports, Verdict& verdict) {
+  for (const auto& [group, numbers] : collectives_of(reports)) {
+    const auto& [name, ranks] = group;
+    uint64_t most = 0;
+    for (const auto& [number, entries] : numbers) most = std::max(most, number);
+    for (const int32_t rank : ranks) {
+      if (rank < 0 || static_cast<size_t>(rank) >= reports.size()) continue;
+      const RankReport& report = reports[static_cast<size_t>(rank)];
+      const uint64_t last = last_number(report, {name, ranks});
+      if (last == most) continue;
+      verdict.culprits.push_back(rank);
+      if (!verdict.line.empty()) verdict.line += "; ";
+      verdict.line += fmt::format("{} has come to number {} on {}, others to number {}: {}",
+                                  where(report), last, name, most, doing(report));
+    }
+    if (!verdict.culprits.empty()) return true;
+  }
+  return false;
+}
+
 std::string rank_line(const RankReport& report) {
   std::string text = where(report) + ": " + doing(report);
   if (report.state == RankReport::State::kGone) text += " (gone)";
@@ -333,7 +357,7 @@ Verdict diagnose(const std::vector<RankReport>& reports, const std::string& alar
         blame_lost(reports, RankReport::State::kSilent, verdict) || blame_plan(reports, verdict) ||
         blame_mismatch(reports, verdict) || blame_error(reports, false, verdict) ||
         blame_awaited(reports, verdict) || blame_busy(reports, verdict) ||
-        blame_error(reports, true, verdict))) {
+        blame_behind(reports, verdict) || blame_error(reports, true, verdict))) {
     verdict.line = fmt::format("{}; no rank is behind the others", alarm);
   }
   for (const RankReport& report : reports) verdict.ranks.push_back(rank_line(report));

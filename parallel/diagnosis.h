@@ -31,13 +31,15 @@ struct Verdict {
   std::vector<int32_t> culprits;   // by rank; empty: none could be told
   std::string line;                // names them: rank, host, stage, step, operation, how long
   std::vector<std::string> ranks;  // a line for each rank: what it did last
+  // Two sides of a mismatch are alike, and some of the group have not come to it: ask again.
+  bool open = false;
 };
 
 // `reports` by rank, all of them. `alarm` is why rank 0 asked, for when no rank can be named.
 //
 // In this order: who is gone; who is silent; whose plan of a step differs from rank 0's; whose
 // collective differs from that of most in the group; whose step loop threw; whom the others wait
-// for, directly or through each other, while it waits for nobody.
+// for, directly or through each other, while it waits for nobody; who has come less far in a group.
 Verdict diagnose(const std::vector<RankReport>& reports, const std::string& alarm);
 
 // Names both ranks and their hashes of the first step that both know and whose plan is not the

@@ -119,6 +119,12 @@ void Watchdog::State::conclude(const std::string& why) {
                                 [](const Peer& peer) { return peer.closed && !peer.left; });
   collect(lost ? kHurriedLimit : kCollectLimit);
   Verdict verdict = diagnose(reports(), why);
+  const auto until = Clock::now() + kCollectLimit;
+  while (verdict.open && Clock::now() < until) {
+    std::this_thread::sleep_for(Milliseconds(20));
+    collect(Milliseconds(200));
+    verdict = diagnose(reports(), why);
+  }
   if (!lost && !other_plan.empty()) verdict.line = other_plan;
   if (options.print) {
     options.print(verdict.line);

@@ -6,6 +6,7 @@ how long the world lived on after the fault.
 """
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -113,5 +114,15 @@ for case in CASES:
     if not CHOSEN or case in CHOSEN.split(","):
         add_test(case)
 
+def gpus():
+    if not shutil.which("nvidia-smi"):
+        return 0
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
 if __name__ == "__main__":
+    if DEVICE == "cuda" and gpus() < RANKS:
+        print(f"skipped: needs {RANKS} GPUs")
+        sys.exit(77)
     unittest.main()

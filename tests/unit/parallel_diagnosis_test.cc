@@ -207,6 +207,18 @@ const Case kCases[] = {
      },
      {2},
      {"rank 2 on host2", "in no operation", "in step 12"}},
+    {"BehindWhileAllWaitForDevices",
+     [](MadeWorld& world) {
+       for (size_t rank = 0; rank < 4; ++rank) {
+         world.step(rank, 12, 9);
+         if (rank < 3) world.sum(rank, 5, 8, true);
+         if (rank == 0 || rank == 2) world.sum(rank, 6, 7, true);
+         world.add(rank, {LedgerOp::kDevice, {}, -1, -1, 0, 0}, 5, false);
+       }
+     },
+     {1},
+     {"rank 1 on host1 (stage 0, tensor rank 1) has come to number 5 on tp, others to number 6",
+      "wait for the device"}},
     {"OnlyConsequences",
      [](MadeWorld& world) {
        world.all_in_sum_six();
@@ -231,6 +243,18 @@ TEST(Diagnosis, NamesTheCulprit) {
     EXPECT_EQ(verdict.line.find('\n'), std::string::npos);
     EXPECT_EQ(verdict.ranks.size(), 4u);
   }
+}
+
+// Two ranks differ, and the third has not come yet: who is right is asked again.
+TEST(Diagnosis, AMismatchOfTwoIsOpenUntilTheThirdHasCome) {
+  MadeWorld world;
+  world.all_but(1);
+  world.add(1, {LedgerOp::kAllGather, {}, 1, -1, 64, 6}, 7, false);
+  world[0].view.operations.pop_back();
+  EXPECT_TRUE(world.verdict().open);
+  world.sum(0, 6, 1, false);
+  EXPECT_FALSE(world.verdict().open);
+  EXPECT_EQ(world.verdict().culprits, (std::vector<int32_t>{1}));
 }
 
 TEST(Diagnosis, ToldRanksHaveTheirLastOperations) {
