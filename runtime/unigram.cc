@@ -60,6 +60,7 @@ Unigram::Unigram(const TokenizerSpec& spec)
     if (end < 0) end = static_cast<int32_t>(id);
   }
   unknown_score_ = (least == DBL_MAX ? 0 : least) - kUnknownPenalty;
+  if (single_precision_) unknown_score_ = static_cast<float>(unknown_score_);
   byte_fallback_ = spec.byte_fallback &&
                    std::find(std::begin(byte_ids_), std::end(byte_ids_), -1) == std::end(byte_ids_);
   if (unknown_id_ < 0 && !byte_fallback_) {
@@ -96,15 +97,15 @@ int32_t Unigram::insert(std::string_view token) {
   return static_cast<int32_t>(slot);
 }
 
-// best[i]: the best path from 0 to i. SentencePiece keeps the sums in float and adds in double
-// where a user-defined token may be; Hugging Face's tokenizers keep doubles.
+// best[i]: the best path from 0 to i. SentencePiece has the sums in float, Hugging Face's tokenizers
+// in double: it decides where two paths are equal but for rounding.
 void Unigram::search(std::string_view piece, std::vector<Scratch::Best>& best) const {
   best.assign(piece.size() + 1, {0, -1, -1});
   const auto offer = [&](size_t end, double score, size_t begin, int32_t id) {
     Scratch::Best& target = best[end];
+    if (single_precision_) score = static_cast<float>(score);
     if (target.begin >= 0 && !(score > target.score)) return;
-    target = {single_precision_ ? static_cast<double>(static_cast<float>(score)) : score,
-              static_cast<int32_t>(begin), id};
+    target = {score, static_cast<int32_t>(begin), id};
   };
   for (size_t begin = 0; begin < piece.size();) {
     const double before = best[begin].score;
@@ -123,11 +124,7 @@ void Unigram::search(std::string_view piece, std::vector<Scratch::Best>& best) c
       whole = whole || end == begin + length;
     }
     if (!whole) {
-      const double score = single_precision_ ? static_cast<double>(
-                                                   static_cast<float>(unknown_score_) +
-                                                   static_cast<float>(before))
-                                             : unknown_score_ + before;
-      offer(begin + length, score, begin, -1);
+      offer(begin + length, unknown_score_ + before, begin, -1);
     }
     begin += length;
   }
