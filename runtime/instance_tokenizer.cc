@@ -6,15 +6,23 @@
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "runtime/model/gguf.h"
+#include "runtime/tokenizer_folder.h"
 #include "runtime/tokenizer_gguf.h"
 
 namespace trireme {
 namespace {
 
 std::unique_ptr<Tokenizer> from_directory(const std::filesystem::path& directory) {
-  const auto path = directory / "tokenizer.json";
-  if (!std::filesystem::exists(path)) return nullptr;
-  return std::make_unique<Tokenizer>(read_tokenizer_json(path.string()));
+  if (!has_tokenizer(directory.string())) return nullptr;
+  return std::make_unique<Tokenizer>(read_tokenizer(directory.string()));
+}
+
+// The charsmap is an array of bytes, which GGUF writers give either sign.
+std::string bytes_of(const std::vector<int64_t>& values) {
+  std::string bytes;
+  bytes.reserve(values.size());
+  for (const int64_t value : values) bytes.push_back(static_cast<char>(value));
+  return bytes;
 }
 
 std::unique_ptr<Tokenizer> from_gguf(const std::string& path) {
@@ -37,6 +45,13 @@ std::unique_ptr<Tokenizer> from_gguf(const std::string& path) {
     vocab.token_types.assign(types->begin(), types->end());
   }
   vocab.merges = file.get_string_array(key("merges")).value_or(std::vector<std::string>{});
+  vocab.scores = file.get_float_array(key("scores")).value_or(std::vector<float>{});
+  if (const auto map = file.get_int_array(key("precompiled_charsmap"))) {
+    vocab.charsmap = bytes_of(*map);
+  }
+  vocab.unknown_id = file.get_int(key("unknown_token_id"));
+  vocab.add_space_prefix = file.get_bool(key("add_space_prefix"));
+  vocab.remove_extra_whitespaces = file.get_bool(key("remove_extra_whitespaces"));
   vocab.bos_id = file.get_int(key("bos_token_id"));
   vocab.eos_id = file.get_int(key("eos_token_id"));
   vocab.add_bos = file.get_bool(key("add_bos_token"));

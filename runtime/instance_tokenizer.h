@@ -8,7 +8,8 @@
 
 namespace trireme {
 
-// From tokenizer.json beside config.json, or from a GGUF file's metadata. Null where the model has
+// From the tokenizer's file beside config.json (runtime/tokenizer_folder.h), or from a GGUF file's
+// metadata. Null where the model has
 // none; a broken one throws. Every id must be below `vocab`, the rows of the model's embedding.
 std::unique_ptr<Tokenizer> open_tokenizer(const std::string& model, int64_t vocab);
 

@@ -96,7 +96,7 @@ struct Tokenizer::Impl {
         normalized_added(spec.added, true,
                          [this](const std::string& text) {
                            Regex::Scratch scratch;
-                           return normalizer.run(text, scratch);
+                           return normalizer.run(text, scratch).text;
                          }),
         special(spec.tokens.size(), false) {
     check_sizes(spec);
@@ -197,8 +197,12 @@ struct Tokenizer::Impl {
   // A text between raw added tokens; `at_start`: the one that the whole text begins with.
   void encode_part(std::string_view text, bool at_start, Scratch& scratch,
                    std::vector<int32_t>& ids) const {
-    std::string normalized;
-    if (!normalizer.empty()) text = normalized = normalizer.run(text, scratch.pre.regex);
+    Normalizer::Result normalized;
+    if (!normalizer.empty()) {
+      normalized = normalizer.run(text, scratch.pre.regex);
+      text = normalized.text;
+      at_start = at_start && !normalized.cut;
+    }
     scratch.normalized_parts.clear();
     normalized_added.split(text, scratch.pre.regex, scratch.normalized_parts);
     for (const auto& part : scratch.normalized_parts) {

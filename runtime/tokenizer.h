@@ -102,7 +102,7 @@ struct TokenizerSpec {
       kAlphabet,    // tokens are spelled in the byte-level alphabet
       kNone,        // tokens are text
       kRuns,        // "<0xHH>" is a byte; a run that is not UTF-8 is one U+FFFD a byte
-      kCharacters,  // "<0xHH>" is a byte; what is broken in a run becomes U+FFFD
+      kCharacters,  // "<0xHH>" is a byte; each that is not part of UTF-8 becomes U+FFFD
     };
     Bytes bytes = Bytes::kAlphabet;
     std::vector<Normalize> steps;  // kReplaceText and kReplaceRegex, applied to each token

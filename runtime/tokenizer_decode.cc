@@ -57,7 +57,7 @@ TokenTexts::TokenTexts(const TokenizerSpec& spec, Spelled spelled)
       is_byte_[id] = true;
       texts_[id].push_back(static_cast<char>(byte));
     } else {
-      texts_[id] = steps.empty() ? token : steps.run(token, scratch);
+      texts_[id] = steps.empty() ? token : steps.run(token, scratch).text;
       if (!spec.decode.mark.empty()) texts_[id] = replaced(texts_[id], spec.decode.mark, " ");
     }
   }
@@ -110,8 +110,9 @@ void StreamingDetokenizer::put_bytes(std::string& out, bool last) {
   if (bytes_.empty()) return;
   std::string text;
   size_t used = bytes_.size();
-  if (tokenizer_->spec().decode.bytes != Decode::Bytes::kRuns) {
-    used = append_lossy_utf8(text, bytes_, last);
+  const Decode::Bytes rule = tokenizer_->spec().decode.bytes;
+  if (rule != Decode::Bytes::kRuns) {
+    used = append_lossy_utf8(text, bytes_, last, rule == Decode::Bytes::kCharacters);
   } else if (!last) {
     return;
   } else if (!find_invalid_utf8(bytes_)) {

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "runtime/tokenizer_patterns.h"
+#include "runtime/tokenizer_sentencepiece.h"
 
 namespace trireme {
 namespace {
@@ -36,6 +37,7 @@ constexpr Pre kPres[] = {
     {"llama-v3", kLlama3Pattern, false, false, true, true},
     {"qwen2", kQwen2Pattern, false, true, false, false},
     {"deepseek-r1-qwen", kQwen2Pattern, false, true, false, false},
+    {"tekken", kTekkenPattern, false, false, true, true},
 };
 
 const Pre& find_pre(const GgufVocab& vocab) {
@@ -100,16 +102,57 @@ void read_merges(const GgufVocab& vocab, TokenizerSpec& spec) {
   }
 }
 
+// A model of SentencePiece's, in GGUF's words: token_type has the numbers of the piece types, and
+// what is not said is as in Llama 2 ("llama") and T5 ("t5").
+TokenizerSpec sentencepiece_spec(GgufVocab vocab) {
+  const size_t ids = vocab.tokens.size();
+  if (vocab.scores.size() != ids || vocab.token_types.size() != ids) {
+    fail(ErrorCode::kDataLoss,
+         "{}: {} tokenizer.ggml.tokens, {} tokenizer.ggml.scores, {} tokenizer.ggml.token_type",
+         vocab.source, ids, vocab.scores.size(), vocab.token_types.size());
+  }
+  SentencePieces model;
+  model.source = vocab.source;
+  model.unigram = vocab.model == "t5";
+  for (size_t id = 0; id < ids; ++id) {
+    const int32_t type = vocab.token_types[id];
+    if (type < kNormal || type > kByte) {
+      fail(ErrorCode::kDataLoss, "{}: tokenizer.ggml.token_type[{}] is {}", vocab.source, id, type);
+    }
+    model.byte_fallback = model.byte_fallback || type == kByte;
+    model.types.push_back(static_cast<TokenizerSpec::Type>(type - kNormal));
+  }
+  const auto id_of = [](std::optional<int64_t> id, int32_t otherwise) {
+    return id && *id >= 0 && *id <= INT32_MAX ? static_cast<int32_t>(*id) : otherwise;
+  };
+  model.unknown_id = id_of(vocab.unknown_id, model.unigram ? 2 : 0);
+  model.bos_id = id_of(vocab.bos_id, -1);
+  model.eos_id = id_of(vocab.eos_id, -1);
+  model.pieces = std::move(vocab.tokens);
+  model.scores = std::move(vocab.scores);
+  model.charsmap = std::move(vocab.charsmap);
+  model.dummy_prefix = vocab.add_space_prefix.value_or(true);
+  model.remove_extra_whitespaces = vocab.remove_extra_whitespaces.value_or(model.unigram);
+  const bool add_bos = vocab.add_bos.value_or(!model.unigram);
+  const bool add_eos = vocab.add_eos.value_or(model.unigram);
+  TokenizerSpec spec = tokenizer_spec_of(std::move(model), add_bos, add_eos);
+  spec.chat_template = std::move(vocab.chat_template);
+  return spec;
+}
+
 }  // namespace
 
 TokenizerSpec tokenizer_spec_from_gguf(GgufVocab vocab) {
+  if (vocab.model == "llama" || vocab.model == "t5") return sentencepiece_spec(std::move(vocab));
   if (vocab.model != "gpt2") {
-    fail(ErrorCode::kUnimplemented, "{}: tokenizer.ggml.model '{}' is not supported; known: gpt2",
-         vocab.source, vocab.model);
+    fail(ErrorCode::kUnimplemented,
+         "{}: tokenizer.ggml.model '{}' is not supported; known: gpt2, llama, t5", vocab.source,
+         vocab.model);
   }
   const Pre& pre = find_pre(vocab);
   TokenizerSpec spec;
   spec.source = vocab.source;
+  spec.model = TokenizerSpec::Model::kByteBpe;
   spec.prefix_ids = around(vocab, vocab.add_bos.value_or(pre.add_bos), vocab.bos_id, "bos");
   spec.suffix_ids = around(vocab, vocab.add_eos.value_or(false), vocab.eos_id, "eos");
   read_tokens(vocab, spec);

@@ -86,28 +86,28 @@ Normalizer::Normalizer(const std::vector<TokenizerSpec::Normalize>& steps,
   }
 }
 
-std::string Normalizer::run(std::string_view text, Regex::Scratch& scratch) const {
+Normalizer::Result Normalizer::run(std::string_view text, Regex::Scratch& scratch) const {
   const Limit limit(text.size());
-  std::string out(text);
+  Result out{std::string(text), false};
   for (const Step& step : steps_) {
-    out = apply(step, out, limit, scratch);
-    limit.check(out);
+    out.text = apply(step, out.text, limit, scratch, out.cut);
+    limit.check(out.text);
   }
   return out;
 }
 
 std::string Normalizer::apply(const Step& step, std::string_view text, const Limit& limit,
-                              Regex::Scratch& scratch) const {
+                              Regex::Scratch& scratch, bool& cut) const {
   switch (step.rule.kind) {
     case Kind::kNfc: return normalized(text, UnicodeForm::kNfc);
     case Kind::kNfd: return normalized(text, UnicodeForm::kNfd);
     case Kind::kNfkc: return normalized(text, UnicodeForm::kNfkc);
     case Kind::kNfkd: return normalized(text, UnicodeForm::kNfkd);
     case Kind::kLowercase: return lowercase(text);
-    case Kind::kStripLeft: return strip(text, true);
+    case Kind::kStripLeft: cut = cut || leading_space(text) > 0; return strip(text, true);
     case Kind::kStripRight: return strip(text, false);
-    case Kind::kReplaceText: return replace_text(step, text, limit);
-    case Kind::kReplaceRegex: return replace_regex(step, text, limit, scratch);
+    case Kind::kReplaceText: return replace_text(step, text, limit, cut);
+    case Kind::kReplaceRegex: return replace_regex(step, text, limit, scratch, cut);
     case Kind::kPrepend: {
       std::string out;
       if (!text.empty()) out.append(step.rule.content).append(text);
@@ -135,7 +135,8 @@ std::string Normalizer::lowercase(std::string_view text) {
   return out;
 }
 
-std::string Normalizer::replace_text(const Step& step, std::string_view text, const Limit& limit) {
+std::string Normalizer::replace_text(const Step& step, std::string_view text, const Limit& limit,
+                                     bool& cut) {
   const std::string& pattern = step.rule.pattern;
   std::string out;
   out.reserve(text.size() + text.size() / 2);
@@ -143,6 +144,7 @@ std::string Normalizer::replace_text(const Step& step, std::string_view text, co
   while (!pattern.empty()) {
     const size_t at = text.find(pattern, done);
     if (at == std::string_view::npos) break;
+    cut = cut || (at == 0 && step.rule.content.empty());
     out.append(text.substr(done, at - done)).append(step.rule.content);
     done = at + pattern.size();
     limit.check(out);
@@ -151,12 +153,13 @@ std::string Normalizer::replace_text(const Step& step, std::string_view text, co
 }
 
 std::string Normalizer::replace_regex(const Step& step, std::string_view text, const Limit& limit,
-                                      Regex::Scratch& scratch) {
+                                      Regex::Scratch& scratch, bool& cut) {
   std::string out;
   size_t done = 0;
   for (size_t from = 0; from <= text.size();) {
     const auto match = step.regex.front().find(text, from, scratch);
     if (!match) break;
+    cut = cut || (match->begin == 0 && match->end > 0 && step.rule.content.empty());
     out.append(text.substr(done, match->begin - done)).append(step.rule.content);
     done = from = match->end;
     limit.check(out);

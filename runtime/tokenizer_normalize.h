@@ -22,9 +22,13 @@ class Normalizer {
 
   bool empty() const { return steps_.empty(); }
 
+  struct Result {
+    std::string text;
+    bool cut = false;  // its first characters were dropped, so that it begins later
+  };
   // `text` (valid UTF-8) normalized. Throws kInvalidArgument if it grows more than any real
   // tokenizer's rules let it.
-  std::string run(std::string_view text, Regex::Scratch& scratch) const;
+  Result run(std::string_view text, Regex::Scratch& scratch) const;
 
  private:
   struct Step {
@@ -36,13 +40,14 @@ class Normalizer {
 
   static std::string strip(std::string_view text, bool left);
   static std::string lowercase(std::string_view text);
-  static std::string replace_text(const Step& step, std::string_view text, const Limit& limit);
+  static std::string replace_text(const Step& step, std::string_view text, const Limit& limit,
+                                  bool& cut);
   static std::string replace_regex(const Step& step, std::string_view text, const Limit& limit,
-                                   Regex::Scratch& scratch);
+                                   Regex::Scratch& scratch, bool& cut);
   static std::string precompiled(const Step& step, std::string_view text, const Limit& limit);
   std::string sentencepiece(const Step& step, std::string_view text, const Limit& limit) const;
   std::string apply(const Step& step, std::string_view text, const Limit& limit,
-                    Regex::Scratch& scratch) const;
+                    Regex::Scratch& scratch, bool& cut) const;
 
   std::vector<Step> steps_;
   const AddedTokenMatcher* fixed_;

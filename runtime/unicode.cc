@@ -77,7 +77,7 @@ void append_utf8(std::string& out, char32_t code_point) {
   put(0x80 | (code_point & 0x3F));
 }
 
-size_t append_lossy_utf8(std::string& out, std::string_view bytes, bool last) {
+size_t append_lossy_utf8(std::string& out, std::string_view bytes, bool last, bool bytewise) {
   size_t i = 0;
   while (i < bytes.size()) {
     const Utf8Step step = utf8_step(bytes.substr(i));
@@ -85,7 +85,7 @@ size_t append_lossy_utf8(std::string& out, std::string_view bytes, bool last) {
     if (step.kind == Utf8Step::Kind::kWhole) {
       out.append(bytes.substr(i, step.length));
     } else {
-      out.append(kReplacement);
+      for (uint32_t n = bytewise ? step.length : 1; n > 0; --n) out.append(kReplacement);
     }
     i += step.length;
   }

@@ -26,9 +26,10 @@ std::optional<size_t> find_invalid_utf8(std::string_view text);
 
 void append_utf8(std::string& out, char32_t code_point);
 
-// Appends `bytes` with every broken sequence replaced by one U+FFFD. Unless `last`, a sequence that
-// the end cuts off is left alone. Returns the bytes consumed.
-size_t append_lossy_utf8(std::string& out, std::string_view bytes, bool last);
+// Appends `bytes` with every broken sequence (or every byte of one, if `bytewise`) replaced by one
+// U+FFFD. Unless `last`, a sequence that the end cuts off is left alone. Returns the bytes consumed.
+size_t append_lossy_utf8(std::string& out, std::string_view bytes, bool last,
+                         bool bytewise = false);
 
 // A normalization form of valid UTF-8, with the data of Unicode 9 as in Hugging Face's tokenizers.
 // Takes O(n log n) whatever the text.

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <unordered_map>
+#include <cstring>
 
 #include "base/error.h"
-#include "runtime/bpe_hash.h"
+#include "runtime/tokenizer_decode.h"
 #include "runtime/unicode.h"
 
 namespace trireme {
@@ -24,42 +24,42 @@ Type type_of(const TokenizerSpec& spec, size_t id) {
 }  // namespace
 
 Unigram::Unigram(const TokenizerSpec& spec)
-    : scores_(spec.scores),
-      user_bytes_(spec.tokens.size()),
-      single_precision_(spec.single_precision),
+    : single_precision_(spec.single_precision),
       unknown_id_(spec.unknown_id),
       fuse_unknown_(spec.fuse_unknown) {
-  scores_.resize(spec.tokens.size());
-  edges_.resize(1 << 12);
   std::fill(std::begin(byte_ids_), std::end(byte_ids_), -1);
   double least = DBL_MAX;
-  greatest_ = FLT_MIN;  // where SentencePiece begins
+  double greatest = FLT_MIN;  // where SentencePiece begins
+  std::vector<Token> tokens;
   for (size_t id = 0; id < spec.tokens.size(); ++id) {
     const std::string& token = spec.tokens[id];
-    const Type type = type_of(spec, id);
-    if (!std::isfinite(scores_[id])) {
-      fail(ErrorCode::kDataLoss, "{}: the score of token {} is {}", spec.source, id, scores_[id]);
+    const double score = id < spec.scores.size() ? spec.scores[id] : 0;
+    if (!std::isfinite(score)) {
+      fail(ErrorCode::kDataLoss, "{}: the score of token {} is {}", spec.source, id, score);
     }
-    unsigned byte = 0;
-    if (token.size() == 6 && sscanf(token.c_str(), "<0x%2X>", &byte) == 1 && byte < 256 &&
-        token == fmt::format("<0x{:02X}>", byte)) {
+    if (const int32_t byte = byte_of_token(token); byte >= 0) {
       byte_ids_[byte] = static_cast<int32_t>(id);
     }
     if (token.empty()) continue;
+    const Type type = type_of(spec, id);
     if (type == Type::kNormal) {
-      least = std::min(least, scores_[id]);
-      greatest_ = std::max(greatest_, scores_[id]);
+      least = std::min(least, score);
+      greatest = std::max(greatest, score);
     }
     if (type != Type::kNormal && type != Type::kUserDefined) continue;
     if (token.size() > kMaxTokenBytes) {
       fail(ErrorCode::kDataLoss, "{}: token {} has {} bytes; at most {}", spec.source, id,
            token.size(), kMaxTokenBytes);
     }
-    if (type == Type::kUserDefined) user_bytes_[id] = static_cast<uint32_t>(token.size());
-    int32_t& end = edges_[static_cast<size_t>(insert(token))].id;
-    if (end < 0) end = static_cast<int32_t>(id);
+    tokens.push_back({token, static_cast<int32_t>(id), score});
   }
+  for (Token& token : tokens) {
+    if (type_of(spec, static_cast<size_t>(token.id)) != Type::kUserDefined) continue;
+    token.score = static_cast<double>(token.text.size()) * greatest - 0.1;
+  }
+  build(std::move(tokens));
   unknown_score_ = (least == DBL_MAX ? 0 : least) - kUnknownPenalty;
+  if (single_precision_) unknown_score_ = static_cast<float>(unknown_score_);
   byte_fallback_ = spec.byte_fallback &&
                    std::find(std::begin(byte_ids_), std::end(byte_ids_), -1) == std::end(byte_ids_);
   if (unknown_id_ < 0 && !byte_fallback_) {
@@ -67,67 +67,69 @@ Unigram::Unigram(const TokenizerSpec& spec)
   }
 }
 
-size_t Unigram::slot_of(uint64_t key) const {
-  const size_t mask = edges_.size() - 1;
-  size_t slot = mix_hash(key) & mask;
-  while (edges_[slot].key != kNoKey && edges_[slot].key != key) slot = (slot + 1) & mask;
-  return slot;
-}
-
-void Unigram::grow() {
-  std::vector<Edge> old(edges_.size() * 2);
-  old.swap(edges_);
-  for (const Edge& edge : old) {
-    if (edge.key != kNoKey) edges_[slot_of(edge.key)] = edge;
+void Unigram::build(std::vector<Token> tokens) {
+  std::sort(tokens.begin(), tokens.end(),
+            [](const Token& a, const Token& b) { return a.text < b.text; });
+  // For each node the tokens below it, and how many bytes they have in common.
+  struct Range {
+    size_t begin, end, depth;
+  };
+  std::vector<Range> ranges = {{0, tokens.size(), 0}};
+  nodes_.resize(1);
+  labels_.resize(1);
+  for (size_t at = 0; at < nodes_.size(); ++at) {
+    auto [begin, end, depth] = ranges[at];
+    if (begin < end && tokens[begin].text.size() == depth) {
+      nodes_[at].id = tokens[begin].id;
+      nodes_[at].score = tokens[begin].score;
+      ++begin;
+    }
+    nodes_[at].first = static_cast<uint32_t>(nodes_.size());
+    while (begin < end) {
+      const char label = tokens[begin].text[depth];
+      size_t next = begin;
+      while (next < end && tokens[next].text[depth] == label) ++next;
+      ranges.push_back({begin, next, depth + 1});
+      nodes_.emplace_back();
+      labels_.push_back(label);
+      ++nodes_[at].count;
+      begin = next;
+    }
   }
 }
 
-// The slot of the edge that ends the token.
-int32_t Unigram::insert(std::string_view token) {
-  uint64_t node = 0;
-  size_t slot = 0;
-  for (const char byte : token) {
-    if (edge_count_ * 3 > edges_.size()) grow();
-    const uint64_t key = node << 8 | static_cast<uint8_t>(byte);
-    slot = slot_of(key);
-    if (edges_[slot].key == kNoKey) edges_[slot] = {key, static_cast<int32_t>(++edge_count_), -1};
-    node = static_cast<uint64_t>(edges_[slot].node);
-  }
-  return static_cast<int32_t>(slot);
+const Unigram::Node* Unigram::child_of(const Node& node, char byte) const {
+  const char* labels = labels_.data() + node.first;
+  const void* found = node.count == 0 ? nullptr : std::memchr(labels, byte, node.count);
+  if (found == nullptr) return nullptr;
+  return &nodes_[node.first + static_cast<size_t>(static_cast<const char*>(found) - labels)];
 }
 
-// best[i]: the best path from 0 to i. SentencePiece keeps the sums in float and adds in double
-// where a user-defined token may be; Hugging Face's tokenizers keep doubles.
+// best[i]: the best path from 0 to i. SentencePiece has the sums in float, Hugging Face's tokenizers
+// in double: it decides where two paths are equal but for rounding.
 void Unigram::search(std::string_view piece, std::vector<Scratch::Best>& best) const {
   best.assign(piece.size() + 1, {0, -1, -1});
   const auto offer = [&](size_t end, double score, size_t begin, int32_t id) {
     Scratch::Best& target = best[end];
+    if (single_precision_) score = static_cast<float>(score);
     if (target.begin >= 0 && !(score > target.score)) return;
-    target = {single_precision_ ? static_cast<double>(static_cast<float>(score)) : score,
-              static_cast<int32_t>(begin), id};
+    target = {score, static_cast<int32_t>(begin), id};
   };
   for (size_t begin = 0; begin < piece.size();) {
     const double before = best[begin].score;
     const size_t length = utf8_step(piece.substr(begin)).length;
     bool whole = false;
-    uint64_t node = 0;
+    const Node* node = nodes_.data();
     for (size_t end = begin; end < piece.size();) {
-      const Edge& edge = edges_[slot_of(node << 8 | static_cast<uint8_t>(piece[end]))];
-      if (edge.key == kNoKey) break;
-      node = static_cast<uint64_t>(edge.node);
+      node = child_of(*node, piece[end]);
+      if (node == nullptr) break;
       ++end;
-      if (edge.id < 0) continue;
-      const uint32_t bytes = user_bytes_[edge.id];
-      const double score = bytes > 0 ? bytes * greatest_ - 0.1 : scores_[edge.id];
-      offer(end, score + before, begin, edge.id);
+      if (node->id < 0) continue;
+      offer(end, node->score + before, begin, node->id);
       whole = whole || end == begin + length;
     }
     if (!whole) {
-      const double score = single_precision_ ? static_cast<double>(
-                                                   static_cast<float>(unknown_score_) +
-                                                   static_cast<float>(before))
-                                             : unknown_score_ + before;
-      offer(begin + length, score, begin, -1);
+      offer(begin + length, unknown_score_ + before, begin, -1);
     }
     begin += length;
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -33,25 +34,28 @@ class Unigram {
   void encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>& out) const;
 
  private:
-  struct Edge {
-    uint64_t key = kNoKey;  // node << 8 | byte
-    int32_t node = 0;
-    int32_t id = -1;  // the token that ends at `node`
+  // A trie in breadth-first order: the children of a node lie together, their labels apart from
+  // them, so that a step touches two cache lines.
+  struct Node {
+    double score = 0;
+    int32_t id = -1;  // the token that ends here
+    uint32_t first = 0;
+    uint32_t count = 0;
   };
-  static constexpr uint64_t kNoKey = ~uint64_t{0};
+  struct Token {
+    std::string_view text;
+    int32_t id;
+    double score;
+  };
 
-  int32_t insert(std::string_view token);
-  size_t slot_of(uint64_t key) const;
-  void grow();
+  void build(std::vector<Token> tokens);
+  const Node* child_of(const Node& node, char byte) const;
   void search(std::string_view piece, std::vector<Scratch::Best>& best) const;
   void put_unknown(std::string_view text, std::vector<int32_t>& reversed) const;
 
-  std::vector<Edge> edges_;  // open addressing, a power of two; the root is node 0
-  size_t edge_count_ = 0;
-  std::vector<double> scores_;       // by id
-  std::vector<uint32_t> user_bytes_;  // by id: of a user-defined token, whose score grows with it
+  std::vector<Node> nodes_;  // the root first
+  std::string labels_;       // of each node, the byte that leads to it
   double unknown_score_ = 0;
-  double greatest_ = 0;
   bool single_precision_;
   int32_t unknown_id_;
   bool fuse_unknown_;

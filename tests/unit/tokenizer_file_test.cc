@@ -246,8 +246,8 @@ TEST(TokenizerGguf, RefusesWhatDoesNotFit) {
   };
   constexpr auto kLoss = ErrorCode::kDataLoss;
   constexpr auto kNot = ErrorCode::kUnimplemented;
-  refused([](GgufVocab& v) { v.model = std::string("llama"); }, kNot,
-          "tokenizer.ggml.model 'llama'");
+  refused([](GgufVocab& v) { v.model = std::string("bert"); }, kNot,
+          "tokenizer.ggml.model 'bert' is not supported; known: gpt2, llama, t5");
   refused([](GgufVocab& v) { v.pre = std::string("klingon"); }, kNot,
           "'klingon' is not supported; known: ");
   refused([](GgufVocab& v) { v.merges.clear(); }, kLoss, "tokenizer.ggml.merges is missing");
@@ -259,7 +259,7 @@ TEST(TokenizerGguf, RefusesWhatDoesNotFit) {
   refused([](GgufVocab& v) { v.tokens[9] = std::string("\xFF"); }, kLoss, "tokens[9] is not UTF-8");
   refused([](GgufVocab& v) { v.add_bos = true; }, kLoss, "tokenizer.ggml.bos_token_id");
   refused([](GgufVocab& v) { v.add_eos = true, v.eos_id = -5; }, kLoss, "eos_token_id");
-  refused([](GgufVocab& v) { v = {"f", "gpt2", "", {}, {}, {"a b"}, {}, {}, {}, {}, ""}; }, kLoss,
+  refused([](GgufVocab& v) { v.tokens.clear(), v.token_types.clear(), v.merges = {"a b"}; }, kLoss,
           "a vocabulary of 0 tokens");
 }
 

@@ -14,6 +14,8 @@
 #include <vector>
 
 #include "runtime/tokenizer.h"
+#include "runtime/tokenizer_ranks.h"
+#include "runtime/tokenizer_sentencepiece.h"
 
 namespace trireme::test {
 
@@ -50,13 +52,33 @@ class TemporaryFile {
   std::filesystem::path folder_, path_;
 };
 
+// What make_tokenizer.py or make_tokenizer_pieces.py wrote of one text.
+struct Expected {
+  size_t count;
+  uint32_t crc;
+  std::vector<int32_t> ids;  // of some records only
+};
+
 inline TokenizerSpec spec_of_json(const std::string& json) {
   const TemporaryFile file(json);
   return read_tokenizer_json(file.path());
 }
 
+inline bool has_fixture(const std::string& name) {
+  return std::filesystem::exists(std::string(TRIREME_FIXTURES) + "/tokenizer/" + name + ".gz");
+}
+
+// NAME.model is a SentencePiece file, tekken.json Mistral's, other NAME.json Hugging Face's.
+inline TokenizerSpec fixture_spec(const std::string& name) {
+  if (name == "tekken") {
+    return read_tekken(TemporaryFile(read_gz("tekken.json"), "tekken.json").path());
+  }
+  if (!has_fixture(name + ".model")) return spec_of_json(read_gz(name + ".json"));
+  return tokenizer_spec_of(read_sentencepiece(read_gz(name + ".model"), name), false, false);
+}
+
 inline Tokenizer fixture_tokenizer(const std::string& name) {
-  return Tokenizer(spec_of_json(read_gz(name + ".json")));
+  return Tokenizer(fixture_spec(name));
 }
 
 inline std::vector<std::string> corpus() {
@@ -77,6 +99,35 @@ inline std::vector<std::string> lines(const std::string& text) {
   for (std::string line; std::getline(in, line);) out.push_back(line);
   return out;
 }
+
+inline std::vector<Expected> expected_ids(const std::string& name) {
+  std::vector<Expected> out;
+  for (const std::string& line : lines(read_gz(name + ".ids"))) {
+    std::istringstream in(line);
+    Expected expected{};
+    in >> expected.count >> expected.crc;
+    for (int32_t id; in >> id;) expected.ids.push_back(id);
+    out.push_back(expected);
+  }
+  return out;
+}
+
+// The generator of make_tokenizer.py's random_ids().
+class RandomIds {
+ public:
+  std::vector<int32_t> next(int32_t vocabulary, int32_t few) {
+    std::vector<int32_t> ids(1 + draw(60));
+    for (int32_t& id : ids) id = draw(draw(2) ? few : vocabulary);
+    return ids;
+  }
+
+ private:
+  int32_t draw(int32_t n) {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<int32_t>((state_ >> 33) % static_cast<uint64_t>(n));
+  }
+  uint64_t state_ = 1;
+};
 
 inline uint32_t crc(std::span<const int32_t> ids) {
   return crc32(0, reinterpret_cast<const Bytef*>(ids.data()), ids.size_bytes());

@@ -10,24 +10,6 @@
 namespace trireme::test {
 namespace {
 
-struct Expected {
-  size_t count;
-  uint32_t crc;
-  std::vector<int32_t> ids;  // of some records only
-};
-
-std::vector<Expected> expected_ids(const std::string& name) {
-  std::vector<Expected> out;
-  for (const std::string& line : lines(read_gz(name + ".ids"))) {
-    std::istringstream in(line);
-    Expected expected{};
-    in >> expected.count >> expected.crc;
-    for (int32_t id; in >> id;) expected.ids.push_back(id);
-    out.push_back(expected);
-  }
-  return out;
-}
-
 class Parity : public testing::TestWithParam<const char*> {
  protected:
   const Tokenizer tokenizer_ = fixture_tokenizer(GetParam());
@@ -51,23 +33,6 @@ TEST_P(Parity, IdsOfTheCorpus) {
   }
   EXPECT_GE(bytes, 1'000'000u);
 }
-
-// The generator of make_tokenizer.py's random_ids().
-class RandomIds {
- public:
-  std::vector<int32_t> next(int32_t vocabulary, int32_t few) {
-    std::vector<int32_t> ids(1 + draw(60));
-    for (int32_t& id : ids) id = draw(draw(2) ? few : vocabulary);
-    return ids;
-  }
-
- private:
-  int32_t draw(int32_t n) {
-    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<int32_t>((state_ >> 33) % static_cast<uint64_t>(n));
-  }
-  uint64_t state_ = 1;
-};
 
 TEST_P(Parity, TextOfRandomIds) {
   RandomIds random;
