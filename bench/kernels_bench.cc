@@ -21,10 +21,6 @@
 namespace trireme {
 namespace {
 
-constexpr QuantFormat kFormats[] = {QuantFormat::kF32,  QuantFormat::kF16,  QuantFormat::kBF16,
-                                    QuantFormat::kQ8_0, QuantFormat::kQ4_0, QuantFormat::kQ4_1,
-                                    QuantFormat::kQ6_K};
-
 struct Options {
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   CpuIsa isa = best_cpu_isa();
@@ -61,12 +57,13 @@ std::vector<std::byte> random_row(QuantFormat format, int64_t cols) {
   const uint16_t one = format == QuantFormat::kBF16 ? f32_to_bf16(1.0f) : f32_to_f16(1.0f);
   const float f32_one = 1.0f;
   for (size_t at = 0; at < row.size(); at += step) {
+    const QuantTraits& t = traits(format);
     if (format == QuantFormat::kF32) {
       std::memcpy(&row[at], &f32_one, 4);
-    } else {
-      std::memcpy(&row[at + (format == QuantFormat::kQ6_K ? 208 : 0)], &one, 2);
-      if (format == QuantFormat::kQ4_1) std::memcpy(&row[at + 2], &one, 2);
+      continue;
     }
+    std::memcpy(&row[at + static_cast<size_t>(t.scale_at)], &one, 2);
+    if (t.min_at >= 0) std::memcpy(&row[at + static_cast<size_t>(t.min_at)], &one, 2);
   }
   return row;
 }
@@ -79,10 +76,10 @@ class Bench {
   void run() {
     std::fprintf(stderr, "%s\n", backend_->description().c_str());
     if (wanted("pool")) pool();
-    for (const QuantFormat format : kFormats) {
+    for (const QuantFormat format : kQuantFormats) {
       if (wanted("decode")) decode(format);
     }
-    for (const QuantFormat format : kFormats) {
+    for (const QuantFormat format : kQuantFormats) {
       if (wanted("prefill")) prefill(format);
     }
     for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {

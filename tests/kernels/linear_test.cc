@@ -31,7 +31,7 @@ class LinearTest : public BackendTest {
 // Up to 16 rows, up to 67, and more: a backend may have kernels of their own for each.
 TEST_P(LinearTest, EveryFormatOddSizes) {
   Backend& b = backend(2);
-  for (const QuantFormat format : kFormats) {
+  for (const QuantFormat format : kQuantFormats) {
     for (int round = 0; round < rounds(14); ++round) {
       const int block = traits(format).block_elements;
       const int64_t m = round < 4    ? round + 1
@@ -87,7 +87,7 @@ TEST_P(LinearTest, PartsOfDifferentFormatsShareTheirInput) {
     std::vector<std::unique_ptr<TestWeight>> weights;
     std::vector<Weight> packed;
     std::vector<GuardedMatrix> outs;
-    for (const QuantFormat format : kFormats) {
+    for (const QuantFormat format : kQuantFormats) {
       const int64_t n = random_.integer(1, 90);
       weights.push_back(std::make_unique<TestWeight>(b, random_, format, n, k));
       packed.push_back(b.make_weight(weights.back()->slice));
@@ -114,7 +114,7 @@ TEST_P(LinearTest, RowsAreIndependent) {
   std::vector<Backend*> others(3, &one);
   if (!on_gpu()) others = {&backend(2), &backend(3), &backend(5)};
   const int64_t same = on_gpu() ? 16 : 40;
-  for (const QuantFormat format : kFormats) {
+  for (const QuantFormat format : kQuantFormats) {
     SCOPED_TRACE(traits(format).name);
     // Wide enough for several chunks of k, and of tokens in the last batch.
     const int64_t n = is_reference() ? 17 : 77, k = 1536, all = 300;
@@ -140,7 +140,7 @@ TEST_P(LinearTest, RowsAreIndependent) {
 
 TEST_P(LinearTest, LargeBatch) {
   Backend& b = backend(2);
-  for (const QuantFormat format : kFormats) {
+  for (const QuantFormat format : kQuantFormats) {
     SCOPED_TRACE(traits(format).name);
     const int64_t m = is_reference() ? 60 : 611, n = 45, k = 2048;
     const TestWeight w(b, random_, format, n, k);
@@ -153,7 +153,7 @@ TEST_P(LinearTest, LargeBatch) {
 // Activations that the integer path must survive: zeros, huge and tiny values, outliers, and NaN.
 TEST_P(LinearTest, ExtremeActivations) {
   Backend& b = backend(1);
-  for (const QuantFormat format : kFormats) {
+  for (const QuantFormat format : kQuantFormats) {
     SCOPED_TRACE(traits(format).name);
     const int64_t n = 19, k = 512;
     const TestWeight w(b, random_, format, n, k);
@@ -188,6 +188,8 @@ TEST_P(LinearTest, RefusesBadSlices) {
   };
   refuse({QuantFormat::kQ8_0, 4, 33, 0, 33, {}});
   refuse({QuantFormat::kQ6_K, 4, 128, 0, 128, {}});
+  refuse({QuantFormat::kQ2_K, 4, 320, 0, 320, {}});
+  refuse({QuantFormat::kIQ4_NL, 4, 48, 0, 48, {}});
   refuse({QuantFormat::kQ8_0, 4, 64, 40, 32, {}});
   refuse({QuantFormat::kQ8_0, 4, 64, -1, 32, {}});
   refuse({QuantFormat::kF32, 4, 64, 0, 32, {}});

@@ -330,9 +330,9 @@ TEST(OpenModel, RefusesGgufFilesThatDoNotAddUp) {
   // The tensor's type: name, dimensions, then the number.
   std::string bytes = whole;
   const std::string name = "blk.1.ffn_up.weight";
-  bytes[bytes.find(name) + name.size() + 4 + 2 * 8] = 13;
+  bytes[bytes.find(name) + name.size() + 4 + 2 * 8] = 16;
   expect_refused(directory.write("type.gguf", bytes), ErrorCode::kUnimplemented,
-                 {"blk.1.ffn_up.weight", "Q5_K"});
+                 {"blk.1.ffn_up.weight", "IQ2_XXS"});
   // Rows and columns swapped.
   bytes = whole;
   char* dims = &bytes[bytes.find(name) + name.size() + 4];

@@ -149,6 +149,16 @@ struct V {
   static F load_i8(const void* p) {
     return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
   }
+  // One uint8 a lane.
+  static F load_u8(const void* p) {
+    return to_float(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  }
+  static void store_i(void* p, I a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
+  // Of every byte of `at`, below 16: that one of the 16 bytes at `table`.
+  static I lookup(const int8_t* table, I at) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), at);
+  }
   static void store_i8(int8_t* p, I a) {
     const __m128i words =
         _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));

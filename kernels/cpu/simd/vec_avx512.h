@@ -110,6 +110,16 @@ struct V {
   static F load_i8(const void* p) {
     return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
   }
+  // One uint8 a lane.
+  static F load_u8(const void* p) {
+    return to_float(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+  }
+  static void store_i(void* p, I a) { _mm512_storeu_si512(p, a); }
+  // Of every byte of `at`, below 16: that one of the 16 bytes at `table`.
+  static I lookup(const int8_t* table, I at) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), at);
+  }
   static void store_i8(int8_t* p, I a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
   }
