@@ -51,14 +51,16 @@ double best_seconds(int repeats, const std::function<void()>& body) {
 std::vector<std::byte> random_row(QuantFormat format, int64_t cols) {
   std::vector<std::byte> row(static_cast<size_t>(row_bytes(format, cols)));
   uint32_t state = 1;
-  for (std::byte& b : row)
+  for (std::byte& b : row) {
     b = static_cast<std::byte>((state = state * 1664525u + 1013904223u) >> 24);
+    if (is_e4m3(format)) b &= std::byte{0xbf};  // no NaN
+  }
   const auto step = static_cast<size_t>(traits(format).block_bytes);
   const uint16_t one = format == QuantFormat::kBF16 ? f32_to_bf16(1.0f) : f32_to_f16(1.0f);
   const float f32_one = 1.0f;
   for (size_t at = 0; at < row.size(); at += step) {
     const QuantTraits& t = traits(format);
-    if (format == QuantFormat::kF32) {
+    if (t.wide_scale) {
       std::memcpy(&row[at], &f32_one, 4);
       continue;
     }
@@ -105,7 +107,7 @@ class Bench {
   Weight weight(QuantFormat format, int64_t rows, int64_t cols) {
     const auto row = random_row(format, cols);
     return backend_->make_weight(
-        {format, rows, cols, 0, cols, [&](int64_t) { return row.data(); }});
+        {format, rows, cols, 0, cols, [&](int64_t, std::byte*) { return row.data(); }});
   }
 
   // Weights of at least 512 MB in all, so that none is in a cache when its turn comes.

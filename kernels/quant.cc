@@ -1,5 +1,6 @@
 #include "kernels/quant.h"
 
+#include <cmath>
 #include <cstring>
 #include <iterator>
 
@@ -11,11 +12,16 @@ namespace {
 
 // In the order of QuantFormat.
 constexpr QuantTraits kTraits[] = {
-    {"F32", 1, 4, 0, -1},      {"F16", 1, 2, 0, -1},        {"BF16", 1, 2, 0, -1},
-    {"Q8_0", 32, 34, 0, -1},   {"Q4_0", 32, 18, 0, -1},     {"Q4_1", 32, 20, 0, 2},
-    {"Q5_0", 32, 22, 0, -1},   {"Q5_1", 32, 24, 0, 2},      {"IQ4_NL", 32, 18, 0, -1},
-    {"Q2_K", 256, 84, 80, 82}, {"Q3_K", 256, 110, 108, -1}, {"Q4_K", 256, 144, 0, 2},
-    {"Q5_K", 256, 176, 0, 2},  {"Q6_K", 256, 210, 208, -1},
+    {"F32", 1, 4, 0, -1, true},         {"F16", 1, 2, 0, -1, false},
+    {"BF16", 1, 2, 0, -1, false},       {"Q8_0", 32, 34, 0, -1, false},
+    {"Q4_0", 32, 18, 0, -1, false},     {"Q4_1", 32, 20, 0, 2, false},
+    {"Q5_0", 32, 22, 0, -1, false},     {"Q5_1", 32, 24, 0, 2, false},
+    {"IQ4_NL", 32, 18, 0, -1, false},   {"Q2_K", 256, 84, 80, 82, false},
+    {"Q3_K", 256, 110, 108, -1, false}, {"Q4_K", 256, 144, 0, 2, false},
+    {"Q5_K", 256, 176, 0, 2, false},    {"Q6_K", 256, 210, 208, -1, false},
+    {"I4x32", 32, 21, 0, -1, true},     {"I4x128", 128, 69, 0, -1, true},
+    {"I8x32", 32, 36, 0, -1, true},     {"I8x128", 128, 132, 0, -1, true},
+    {"F8x32", 32, 36, 0, -1, true},     {"F8x128", 128, 132, 0, -1, true},
 };
 static_assert(std::size(kTraits) == std::size(kQuantFormats));
 
@@ -148,7 +154,48 @@ void dequantize_q6_k(const std::byte* block, float* out) {
   }
 }
 
+float load_f32(const std::byte* at) {
+  float value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
+// {f32 d; u8 zero; u4 q[n]}: w = d (q - zero), each 32 elements as in Q4_0.
+void dequantize_i4(const std::byte* block, int elements, float* out) {
+  const float d = load_f32(block);
+  const int zero = u8(block[4]);
+  for (int e = 0; e < elements; ++e) {
+    const int q = (u8(block[5 + e / 32 * 16 + e % 16]) >> (e % 32 / 16 * 4)) & 15;
+    out[e] = d * static_cast<float>(q - zero);
+  }
+}
+
+// {f32 d; i8 q[n]}: w = d q.
+void dequantize_i8(const std::byte* block, int elements, float* out) {
+  const float d = load_f32(block);
+  for (int e = 0; e < elements; ++e) {
+    out[e] = d * static_cast<float>(static_cast<int8_t>(block[4 + e]));
+  }
+}
+
+// {f32 d; e4m3 q[n]}: w = d q.
+void dequantize_f8(const std::byte* block, int elements, float* out) {
+  const float d = load_f32(block);
+  for (int e = 0; e < elements; ++e) {
+    out[e] = d * e4m3_to_f32(std::to_integer<uint8_t>(block[4 + e]));
+  }
+}
+
 }  // namespace
+
+// Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities, all ones is NaN.
+float e4m3_to_f32(uint8_t bits) {
+  const int exponent = (bits >> 3) & 15, mantissa = bits & 7;
+  if (exponent == 15 && mantissa == 7) return std::nanf("");
+  const float size = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                                   : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  return (bits & 0x80) != 0 ? -size : size;
+}
 
 const QuantTraits& traits(QuantFormat format) { return kTraits[static_cast<int>(format)]; }
 
@@ -180,6 +227,12 @@ void dequantize(QuantFormat format, const std::byte* blocks, int64_t elements, f
       case QuantFormat::kQ4_K: dequantize_q45_k(at, false, out + i); break;
       case QuantFormat::kQ5_K: dequantize_q45_k(at, true, out + i); break;
       case QuantFormat::kQ6_K: dequantize_q6_k(at, out + i); break;
+      case QuantFormat::kI4x32:
+      case QuantFormat::kI4x128: dequantize_i4(at, t.block_elements, out + i); break;
+      case QuantFormat::kI8x32:
+      case QuantFormat::kI8x128: dequantize_i8(at, t.block_elements, out + i); break;
+      case QuantFormat::kF8x32:
+      case QuantFormat::kF8x128: dequantize_f8(at, t.block_elements, out + i); break;
     }
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <span>
+#include <vector>
 
 namespace trireme::cpu {
 namespace {
@@ -27,6 +28,12 @@ constexpr Section kQ2_K[] = {{16, 64, 4}, {0, 16, 1}, {80, 2, 2}, {82, 2, 2}};
 constexpr Section kQ3_K[] = {{0, 32, 4}, {32, 64, 4}, {96, 12, 1}, {108, 2, 2}};
 constexpr Section kQ4_K[] = {{16, 128, 4}, {4, 12, 1}, {0, 2, 2}, {2, 2, 2}};
 constexpr Section kQ5_K[] = {{48, 128, 4}, {16, 32, 4}, {4, 12, 1}, {0, 2, 2}, {2, 2, 2}};
+constexpr Section kI4x32[] = {{5, 16, 4}, {0, 4, 4}, {4, 1, 1}};
+constexpr Section kI4x128[] = {{5, 64, 4}, {0, 4, 4}, {4, 1, 1}};
+constexpr Section kI8x32[] = {{4, 32, 4}, {0, 4, 4}};
+constexpr Section kI8x128[] = {{4, 128, 4}, {0, 4, 4}};
+constexpr Section kF8x32[] = {{4, 32, 1}, {0, 4, 4}};
+constexpr Section kF8x128[] = {{4, 128, 1}, {0, 4, 4}};
 constexpr Section kQ6_K[] = {{0, 128, 4}, {128, 64, 4}, {192, 16, 1}, {208, 2, 2}};
 
 std::span<const Section> sections(QuantFormat format) {
@@ -45,6 +52,12 @@ std::span<const Section> sections(QuantFormat format) {
     case QuantFormat::kQ4_K: return kQ4_K;
     case QuantFormat::kQ5_K: return kQ5_K;
     case QuantFormat::kQ6_K: return kQ6_K;
+    case QuantFormat::kI4x32: return kI4x32;
+    case QuantFormat::kI4x128: return kI4x128;
+    case QuantFormat::kI8x32: return kI8x32;
+    case QuantFormat::kI8x128: return kI8x128;
+    case QuantFormat::kF8x32: return kF8x32;
+    case QuantFormat::kF8x128: return kF8x128;
   }
   return {};
 }
@@ -105,8 +118,9 @@ void pack_panel(const WeightSlice& slice, int64_t row_begin, int panel_rows, std
   const auto layout = sections(slice.format);
   const auto rows = static_cast<int>(std::min<int64_t>(panel_rows, slice.rows - row_begin));
   if (rows < panel_rows) std::memset(panel, 0, static_cast<size_t>(blocks * packed_block));
+  std::vector<std::byte> scratch(static_cast<size_t>(row_bytes(slice.format, slice.cols)));
   for (int row = 0; row < rows; ++row) {
-    const std::byte* from = slice.row(row_begin + row);
+    const std::byte* from = slice.row(row_begin + row, scratch.data());
     std::byte* to = panel;
     for (int64_t block = 0; block < blocks; ++block, from += t.block_bytes, to += packed_block) {
       for_units(layout, row, panel_rows, [&](int64_t packed, int file, const Section& section) {

@@ -91,6 +91,12 @@ LinearKernel linear(QuantFormat format) {
     case QuantFormat::kQ4_K: return kernel(linear_tile<QuantFormat::kQ4_K>);
     case QuantFormat::kQ5_K: return kernel(linear_tile<QuantFormat::kQ5_K>);
     case QuantFormat::kQ6_K: return kernel(linear_tile<QuantFormat::kQ6_K>);
+    case QuantFormat::kI4x32: return kernel(linear_tile<QuantFormat::kI4x32>);
+    case QuantFormat::kI4x128: return kernel(linear_tile<QuantFormat::kI4x128>);
+    case QuantFormat::kI8x32: return kernel(linear_tile<QuantFormat::kI8x32>);
+    case QuantFormat::kI8x128: return kernel(linear_tile<QuantFormat::kI8x128>);
+    case QuantFormat::kF8x32: return kernel(linear_tile<QuantFormat::kF8x32>);
+    case QuantFormat::kF8x128: return kernel(linear_tile<QuantFormat::kF8x128>);
   }
   return {};
 }

@@ -30,12 +30,6 @@ std::vector<std::string> architecture_names(const JsonFields& fields) {
 }
 
 void refuse_unknown_features(const JsonFields& fields) {
-  if (fields.has("quantization_config")) {
-    fail(ErrorCode::kUnimplemented,
-         "{}: field 'quantization_config': quantized safetensors are "
-         "not supported; GGUF files are",
-         fields.what());
-  }
   const auto activation = fields.string("hidden_act").value_or("silu");
   if (activation != "silu" && activation != "swish") {
     fail(ErrorCode::kUnimplemented, "{}: field 'hidden_act': '{}' is not known; known is silu",
@@ -231,6 +225,7 @@ HuggingFaceConfig parse_hugging_face_config(const Json& config, const Json* gene
   HuggingFaceConfig result;
   result.architecture = &find_hugging_face_architecture(architecture_names(fields), path);
   refuse_unknown_features(fields);
+  result.quantized = parse_quant_scheme(config, path);
   result.model = Parser(fields, *result.architecture).parse();
   result.model.name = fields.string("_name_or_path").value_or("");
   result.tied_embeddings = fields.boolean("tie_word_embeddings");

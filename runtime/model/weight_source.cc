@@ -18,6 +18,7 @@
 #include "runtime/model/hf_config.h"
 #include "runtime/model/json_file.h"
 #include "runtime/model/model_tensors.h"
+#include "runtime/model/packed_matrix.h"
 #include "runtime/model/safetensors.h"
 
 namespace trireme {
@@ -83,6 +84,7 @@ class MappedSource : public WeightSource {
   void release(const SourceTensor& tensor) const override {
     const auto at = index_.find(tensor.name);
     if (at == index_.end()) return;
+    if (tensor.packed) return tensor.packed->release();
     const auto bytes = static_cast<size_t>(tensor.rows * row_bytes(tensor.format, tensor.cols));
     files_[at->second]->release({tensor.data, bytes});
   }
@@ -114,8 +116,7 @@ class HuggingFaceSource : public MappedSource {
     config_ = parsed.model;
     files_.emplace(directory);
     if (!parsed.tied_embeddings) {
-      config_.tied_embeddings =
-          files_->find(hugging_face_name(*parsed.architecture, "head.weight")) == nullptr;
+      config_.tied_embeddings = !has_matrix(hugging_face_name(*parsed.architecture, "head.weight"));
     }
     if (config_.name.empty()) {
       config_.name = std::filesystem::path(directory).lexically_normal().filename().string();
@@ -123,6 +124,11 @@ class HuggingFaceSource : public MappedSource {
     for (const TensorShape& wanted : model_tensors(config_)) {
       const std::string name = hugging_face_name(*parsed.architecture, wanted.name);
       const auto* entry = files_->find(name);
+      const bool plain = entry != nullptr && entry->tensor.format;
+      if (parsed.quantized && !plain && !wanted.vector) {
+        add_packed(*parsed.quantized, name, wanted);
+        continue;
+      }
       if (entry == nullptr) missing(name);
       const SafeTensor& tensor = entry->tensor;
       add(check_tensor(
@@ -133,6 +139,30 @@ class HuggingFaceSource : public MappedSource {
   }
 
  private:
+  // "….weight" or what a quantizer writes in its place.
+  static std::string stem_of(const std::string& name) {
+    return name.substr(0, name.size() - std::string_view(".weight").size());
+  }
+  bool has_matrix(const std::string& name) const {
+    for (const char* part : {".weight", ".qweight", ".weight_packed"}) {
+      if (files_->find(stem_of(name) + part) != nullptr) return true;
+    }
+    return false;
+  }
+
+  void add_packed(const QuantScheme& scheme, const std::string& name, const TensorShape& wanted) {
+    if (!has_matrix(name)) missing(name);
+    SourceTensor tensor;
+    tensor.name = wanted.name;
+    tensor.origin = name;
+    tensor.rows = wanted.rows;
+    tensor.cols = wanted.cols;
+    tensor.packed = std::make_shared<PackedMatrix>(scheme, *files_, path(), stem_of(name),
+                                                   wanted.rows, wanted.cols);
+    tensor.format = tensor.packed->format();
+    add(std::move(tensor), nullptr);
+  }
+
   static HuggingFaceConfig read_config(const std::string& directory) {
     const std::string path = directory + "/config.json";
     const std::string generation_path = directory + "/generation_config.json";

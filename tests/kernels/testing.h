@@ -219,7 +219,11 @@ struct TestWeight {
     const int64_t stride = row_bytes(format, cols);
     bytes.resize(static_cast<size_t>(rows * stride));
     values.resize(static_cast<size_t>(rows * cols));
-    for (std::byte& b : bytes) b = static_cast<std::byte>(random.engine()() & 255u);
+    for (std::byte& b : bytes) {
+      b = static_cast<std::byte>(random.engine()() & 255u);
+      // e4m3's NaN, which no file may hold.
+      if (is_e4m3(format) && (b & std::byte{0x7f}) == std::byte{0x7f}) b ^= std::byte{1};
+    }
     const QuantTraits& t = traits(format);
     // Every bit pattern is a valid integer; floating-point parts must be finite. `spread`: about
     // the largest integer that a block's scale is multiplied with.
@@ -227,7 +231,7 @@ struct TestWeight {
     for (size_t at = 0; at < bytes.size(); at += static_cast<size_t>(t.block_bytes)) {
       const auto put = [&](int offset, float v) {
         std::byte* to = &bytes[at + static_cast<size_t>(offset)];
-        if (format == QuantFormat::kF32) {
+        if (t.wide_scale) {
           std::memcpy(to, &v, 4);
           return;
         }
@@ -246,7 +250,7 @@ struct TestWeight {
              cols,
              col_begin,
              col_count < 0 ? cols : col_count,
-             [this, stride](int64_t row) { return bytes.data() + row * stride; }};
+             [this, stride](int64_t row, std::byte*) { return bytes.data() + row * stride; }};
   }
 };
 

@@ -4,7 +4,8 @@
 // block's parts share), and has `load<Part>`: the quants of the part's 32 consecutive k as w[8],
 // one unit of 4 a lane, unsigned with a zero point of 2^kZeroShift (no zero point if 0) or signed
 // (kSigned), and the rows' scales d of each run of 32 / kScales elements; kMin: plus a minimum.
-// packing.cc says in which order a block's sections lie.
+// kJumps: parts do not lie one after the other. packing.cc says in which order a block's sections
+// lie.
 #pragma once
 
 #include "kernels/cpu/ops.h"
@@ -47,6 +48,7 @@ inline void load_nibbles(const std::byte* p, V::I (&w)[8]) {
 
 struct FormatQ8_0 {
   static constexpr int kParts = 1;
+  static constexpr bool kJumps = false;
   static constexpr int kBytes = 34 * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
@@ -66,6 +68,7 @@ struct FormatQ8_0 {
 template <bool Min>
 struct FormatQ4 {
   static constexpr int kParts = 1;
+  static constexpr bool kJumps = false;
   static constexpr int kBytes = (Min ? 20 : 18) * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = Min ? 0 : 3;
@@ -84,6 +87,7 @@ struct FormatQ4 {
 template <bool Min>
 struct FormatQ5 {
   static constexpr int kParts = 1;
+  static constexpr bool kJumps = false;
   static constexpr int kBytes = (Min ? 24 : 22) * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = Min ? 0 : 4;
@@ -108,6 +112,7 @@ struct FormatQ5 {
 
 struct FormatIQ4_NL {
   static constexpr int kParts = 1;
+  static constexpr bool kJumps = false;
   static constexpr int kBytes = 18 * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
@@ -129,6 +134,7 @@ struct FormatIQ4_NL {
 // and minimum [row].
 struct FormatQ2_K {
   static constexpr int kParts = 8;
+  static constexpr bool kJumps = true;
   static constexpr int kBytes = 84 * kLanes;
   static constexpr int kScales = 2;
   static constexpr int kZeroShift = 0;
@@ -164,6 +170,7 @@ struct FormatQ2_K {
 // Third bits [8 units], two bits [16 units], 12 bytes of scales [12][row], f16 [row].
 struct FormatQ3_K {
   static constexpr int kParts = 8;
+  static constexpr bool kJumps = true;
   static constexpr int kBytes = 110 * kLanes;
   static constexpr int kScales = 2;
   static constexpr int kZeroShift = 2;
@@ -202,6 +209,7 @@ struct FormatQ3_K {
 template <bool High>
 struct FormatQ45_K {
   static constexpr int kParts = 8;
+  static constexpr bool kJumps = true;
   static constexpr int kBytes = (High ? 176 : 144) * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = 0;
@@ -239,6 +247,7 @@ struct FormatQ45_K {
 // Low nibbles [32 units], 2 high bits [16 units], int8 scales [16][row], f16 [row].
 struct FormatQ6_K {
   static constexpr int kParts = 8;
+  static constexpr bool kJumps = true;
   static constexpr int kBytes = 210 * kLanes;
   static constexpr int kScales = 2;
   static constexpr int kZeroShift = 5;
@@ -260,6 +269,57 @@ struct FormatQ6_K {
       d[s] = V::mul(super, V::load_i8(scales + (2 * Part + s) * kLanes));
     }
   }
+};
+
+// 32 elements a part: nibbles, f32 scale [row], u8 zero point [row]; w = d q - d zero.
+template <int Parts>
+struct FormatI4 {
+  static constexpr int kParts = Parts;
+  static constexpr bool kJumps = false;
+  static constexpr int kBytes = (16 * Parts + 5) * kLanes;
+  static constexpr int kScales = 1;
+  static constexpr int kZeroShift = 0;
+  static constexpr bool kMin = true;
+  static constexpr bool kSigned = false;
+  explicit FormatI4(const std::byte* p) {
+    const std::byte* packed = p + 4 * Parts * kUnit;
+    scale = V::load(reinterpret_cast<const float*>(packed));
+    lowest = V::sub(V::zero(), V::mul(scale, V::load_u8(packed + kUnit)));
+  }
+  template <int Part>
+  void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F (&min)[1]) const {
+    load_nibbles(p + 4 * Part * kUnit, w);
+    d[0] = scale;
+    min[0] = lowest;
+  }
+
+ private:
+  V::F scale, lowest;
+};
+
+// 32 elements a part: int8, f32 scale [row].
+template <int Parts>
+struct FormatI8 {
+  static constexpr int kParts = Parts;
+  static constexpr bool kJumps = false;
+  static constexpr int kBytes = (32 * Parts + 4) * kLanes;
+  static constexpr int kScales = 1;
+  static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
+  static constexpr bool kMin = false;
+  static constexpr bool kSigned = !V::kUnsignedDot;
+  explicit FormatI8(const std::byte* p)
+      : scale(V::load(reinterpret_cast<const float*>(p + 8 * Parts * kUnit))) {}
+  template <int Part>
+  void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F (&)[1]) const {
+    for (int g = 0; g < 8; ++g) {
+      w[g] = V::load_i(p + (8 * Part + g) * kUnit);
+      if constexpr (V::kUnsignedDot) w[g] = V::xor_i(w[g], V::set_i(0x80808080));
+    }
+    d[0] = scale;
+  }
+
+ private:
+  V::F scale;
 };
 
 }  // namespace

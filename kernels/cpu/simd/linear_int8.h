@@ -101,7 +101,7 @@ void int8_tile(const LinearTile& t) {
   const std::byte* w = t.panel;
   const auto* x = reinterpret_cast<const QuantizedBlock*>(t.x);
   for (int64_t b = 0; b < t.blocks; ++b) {
-    if constexpr (Format::kParts == 1) {
+    if constexpr (!Format::kJumps) {
       for (int i = 0; i < Format::kBytes; i += 64) prefetch(w + kInt8Prefetch + i);
       int8_parts<Format, Rows, 0>(Format(w), w, x, acc);
     } else {
@@ -148,6 +148,10 @@ LinearKernel int8_kernel(QuantFormat format) {
     case QuantFormat::kQ4_K: return int8_kernel<FormatQ45_K<false>>();
     case QuantFormat::kQ5_K: return int8_kernel<FormatQ45_K<true>>();
     case QuantFormat::kQ6_K: return int8_kernel<FormatQ6_K>();
+    case QuantFormat::kI4x32: return int8_kernel<FormatI4<1>>();
+    case QuantFormat::kI4x128: return int8_kernel<FormatI4<4>>();
+    case QuantFormat::kI8x32: return int8_kernel<FormatI8<1>>();
+    case QuantFormat::kI8x128: return int8_kernel<FormatI8<4>>();
     default: return int8_kernel<FormatQ8_0>();
   }
 }

@@ -50,6 +50,13 @@ struct V {
   }
   static F load_f16(const void* p) { return widen_f16(load_half(p)); }
   static F load_bf16(const void* p) { return widen_bf16(load_half(p)); }
+  // 2^-8 of so many e4m3.
+  static F load_e4m3(const void* p) {
+    const __m128i x = _mm_cvtepu8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+    const __m128i size = _mm_and_si128(_mm_slli_epi16(x, 7), _mm_set1_epi16(0x3f80));
+    const __m128i sign = _mm_and_si128(_mm_slli_epi16(x, 8), _mm_set1_epi16(-0x8000));
+    return widen_f16(_mm_or_si128(size, sign));
+  }
   static F load_f16(const void* p, int64_t n) { return widen_f16(load_half(p, n)); }
   static F load_bf16(const void* p, int64_t n) { return widen_bf16(load_half(p, n)); }
   static void store_f16(void* p, F x, int64_t n) {
