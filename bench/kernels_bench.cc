@@ -21,10 +21,6 @@
 namespace trireme {
 namespace {
 
-constexpr QuantFormat kFormats[] = {QuantFormat::kF32,  QuantFormat::kF16,  QuantFormat::kBF16,
-                                    QuantFormat::kQ8_0, QuantFormat::kQ4_0, QuantFormat::kQ4_1,
-                                    QuantFormat::kQ6_K};
-
 struct Options {
   int threads = static_cast<int>(std::thread::hardware_concurrency());
   CpuIsa isa = best_cpu_isa();
@@ -55,18 +51,21 @@ double best_seconds(int repeats, const std::function<void()>& body) {
 std::vector<std::byte> random_row(QuantFormat format, int64_t cols) {
   std::vector<std::byte> row(static_cast<size_t>(row_bytes(format, cols)));
   uint32_t state = 1;
-  for (std::byte& b : row)
+  for (std::byte& b : row) {
     b = static_cast<std::byte>((state = state * 1664525u + 1013904223u) >> 24);
+    if (is_e4m3(format)) b &= std::byte{0xbf};  // no NaN
+  }
   const auto step = static_cast<size_t>(traits(format).block_bytes);
   const uint16_t one = format == QuantFormat::kBF16 ? f32_to_bf16(1.0f) : f32_to_f16(1.0f);
   const float f32_one = 1.0f;
   for (size_t at = 0; at < row.size(); at += step) {
-    if (format == QuantFormat::kF32) {
+    const QuantTraits& t = traits(format);
+    if (t.wide_scale) {
       std::memcpy(&row[at], &f32_one, 4);
-    } else {
-      std::memcpy(&row[at + (format == QuantFormat::kQ6_K ? 208 : 0)], &one, 2);
-      if (format == QuantFormat::kQ4_1) std::memcpy(&row[at + 2], &one, 2);
+      continue;
     }
+    std::memcpy(&row[at + static_cast<size_t>(t.scale_at)], &one, 2);
+    if (t.min_at >= 0) std::memcpy(&row[at + static_cast<size_t>(t.min_at)], &one, 2);
   }
   return row;
 }
@@ -79,10 +78,10 @@ class Bench {
   void run() {
     std::fprintf(stderr, "%s\n", backend_->description().c_str());
     if (wanted("pool")) pool();
-    for (const QuantFormat format : kFormats) {
+    for (const QuantFormat format : kQuantFormats) {
       if (wanted("decode")) decode(format);
     }
-    for (const QuantFormat format : kFormats) {
+    for (const QuantFormat format : kQuantFormats) {
       if (wanted("prefill")) prefill(format);
     }
     for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
@@ -108,7 +107,7 @@ class Bench {
   Weight weight(QuantFormat format, int64_t rows, int64_t cols) {
     const auto row = random_row(format, cols);
     return backend_->make_weight(
-        {format, rows, cols, 0, cols, [&](int64_t) { return row.data(); }});
+        {format, rows, cols, 0, cols, [&](int64_t, std::byte*) { return row.data(); }});
   }
 
   // Weights of at least 512 MB in all, so that none is in a cache when its turn comes.

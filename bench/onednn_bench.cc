@@ -102,11 +102,11 @@ class Ours {
     std::vector<float> row(static_cast<size_t>(shape.cols), 0.25f);
     std::vector<uint16_t> half(row.size(), f32_to_bf16(0.25f));
     const bool wide = format == QuantFormat::kF32;
-    weight_ = backend_->make_weight({format, shape.rows, shape.cols, 0, shape.cols, [&](int64_t) {
-                                       return wide
-                                                  ? reinterpret_cast<const std::byte*>(row.data())
-                                                  : reinterpret_cast<const std::byte*>(half.data());
-                                     }});
+    weight_ = backend_->make_weight(
+        {format, shape.rows, shape.cols, 0, shape.cols, [&](int64_t, std::byte*) {
+           return wide ? reinterpret_cast<const std::byte*>(row.data())
+                       : reinterpret_cast<const std::byte*>(half.data());
+         }});
   }
   void run() {
     const LinearPart part{&weight_, nullptr, matrix_f32(y_.data(), m_, shape_.rows), false};

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "base/buffer.h"
 #include "kernels/quant.h"
@@ -22,8 +23,12 @@ struct WeightSlice {
   int64_t cols = 0;
   int64_t col_begin = 0;
   int64_t col_count = 0;
-  // First byte of row i of the slice (row_bytes(format, cols) bytes); may be called from any thread.
-  std::function<const std::byte*(int64_t row)> row;
+  // The blocks of row i of the slice, row_bytes(format, cols) bytes: where the file has them, or
+  // written to `scratch` (as many bytes). May be called from any thread.
+  std::function<const std::byte*(int64_t row, std::byte* scratch)> row;
+  // Where columns are not in the order of x (act-order): [cols], which element of x [col_count] is
+  // multiplied with column j; -1: none. col_begin is 0 then. Empty: in order.
+  std::vector<int32_t> order = {};
 };
 
 // Owned and immutable. `packing` is private to the backend that made it.
@@ -34,6 +39,7 @@ struct Weight {
   int64_t col_begin = 0;  // as in WeightSlice
   int64_t col_count = 0;
   int packing = 0;
+  std::vector<int32_t> order;  // as in WeightSlice
   Buffer data;
 
   bool empty() const { return rows == 0; }

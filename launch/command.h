@@ -30,6 +30,7 @@ using CommandBody = std::function<int(CommandContext&)>;
 void add_serve(CLI::App& app, CommandBody& body);
 void add_generate(CLI::App& app, CommandBody& body);
 void add_score(CLI::App& app, CommandBody& body);
+void add_inspect(CLI::App& app, CommandBody& body);
 void add_tokenize(CLI::App& app, CommandBody& body);
 void add_chat(CLI::App& app, CommandBody& body);
 void add_bench(CLI::App& app, CommandBody& body);

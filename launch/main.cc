@@ -79,6 +79,7 @@ int main(int argc, char** argv) {
   add_generate(app, body);
   add_chat(app, body);
   add_score(app, body);
+  add_inspect(app, body);
   add_tokenize(app, body);
   add_bench(app, body);
   add_trace(app, body);

@@ -56,7 +56,13 @@ Weight pack_weight(ThreadPool& pool, const Ops& ops, const WeightSlice& slice) {
     fail(ErrorCode::kInvalidArgument, "{} weight [{}, {}]: columns {} + {} are not a part of it",
          t.name, slice.rows, slice.cols, slice.col_begin, slice.col_count);
   }
+  if (!slice.order.empty() &&
+      (slice.col_begin != 0 || slice.cols != static_cast<int64_t>(slice.order.size()))) {
+    fail(ErrorCode::kInvalidArgument, "{} weight [{}, {}]: an order of {} columns", t.name,
+         slice.rows, slice.cols, slice.order.size());
+  }
   Weight weight;
+  weight.order = slice.order;
   weight.format = slice.format;
   weight.rows = slice.rows;
   weight.cols = slice.cols;
@@ -93,7 +99,13 @@ void read_weight_row(const Ops& ops, const Weight& weight, int64_t row, Buffer& 
   unpack_row(weight.data.data() + panel * panel_bytes(weight.format, weight.cols, panel_rows),
              weight.format, weight.cols, static_cast<int>(row % panel_rows), panel_rows, blocks);
   dequantize(weight.format, blocks, weight.cols, values);
-  std::copy_n(values + weight.col_begin, weight.col_count, out);
+  if (weight.order.empty()) {
+    std::copy_n(values + weight.col_begin, weight.col_count, out);
+  } else {
+    for (size_t j = 0; j < weight.order.size(); ++j) {
+      if (weight.order[j] >= 0) out[weight.order[j]] = values[j];
+    }
+  }
 }
 
 void Linear::run(MatrixView x, std::span<const LinearPart> parts) {
@@ -120,7 +132,8 @@ void Linear::prepare(MatrixView x, std::span<const LinearPart> parts) {
     int form = 0;
     while (form < form_count_ &&
            (forms_[form].kind != kernel.tile || forms_[form].tile_rows != kernel.tile_rows ||
-            forms_[form].cols != w.cols || forms_[form].col_begin != w.col_begin)) {
+            forms_[form].cols != w.cols || forms_[form].col_begin != w.col_begin ||
+            !std::ranges::equal(forms_[form].order, w.order))) {
       ++form;
     }
     form_of_part_[i] = form;
@@ -131,7 +144,8 @@ void Linear::prepare(MatrixView x, std::span<const LinearPart> parts) {
                              w.col_begin,
                              activation_bytes(kernel.tile, w.cols),
                              nullptr,
-                             bytes};
+                             bytes,
+                             w.order};
     bytes += static_cast<size_t>((forms_[form].row_bytes * x.rows + 63) / 64 * 64);
   }
   grow(activations_, bytes);
@@ -144,7 +158,7 @@ void Linear::prepare(MatrixView x, std::span<const LinearPart> parts) {
   for (int f = 0; f < form_count_; ++f) {
     Prepared& form = forms_[f];
     form.data = activations_.data() + form.offset;
-    if (form.kind == TileKind::kF32 && x.rows == 1 && form.cols == x.cols) {
+    if (form.kind == TileKind::kF32 && x.rows == 1 && form.cols == x.cols && form.order.empty()) {
       form.data = reinterpret_cast<const std::byte*>(x.f32());
       continue;
     }
@@ -169,12 +183,20 @@ void Linear::prepare(MatrixView x, std::span<const LinearPart> parts) {
 void Linear::fill_tile(MatrixView x, const Prepared& form, int64_t row_begin, int rows,
                        float* row) const {
   std::byte* out = activations_.data() + form.offset + row_begin * form.row_bytes;
-  const bool padded = form.cols != x.cols;
+  const bool ordered = !form.order.empty();
+  const bool padded = form.cols != x.cols && !ordered;
   if (padded) std::fill_n(row, form.cols, 0.0f);
   for (int m = 0; m < rows; ++m) {
     const float* from = x.f32(row_begin + m);
     if (padded) {
       std::copy_n(from, x.cols, row + form.col_begin);
+      from = row;
+    }
+    if (ordered) {
+      for (int64_t k = 0; k < form.cols; ++k) {
+        const int32_t at = form.order[static_cast<size_t>(k)];
+        row[k] = at < 0 ? 0.0f : from[at];
+      }
       from = row;
     }
     if (form.kind == TileKind::kInt8) {

@@ -33,6 +33,7 @@ class Linear {
     int64_t row_bytes = 0;
     const std::byte* data = nullptr;
     size_t offset = 0;
+    std::span<const int32_t> order;  // as in Weight
   };
   static constexpr int kMaxParts = 16;
 

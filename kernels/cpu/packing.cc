@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <span>
+#include <vector>
 
 namespace trireme::cpu {
 namespace {
@@ -11,6 +12,9 @@ struct Section {
   int offset;  // in the file's block
   int bytes;
   int unit;
+  // Of a 4-byte unit of 32 bits, one for each element: bit i goes to bit i / 4 of byte i % 4, so
+  // that a shift by g bits leaves those of elements 4g .. 4g + 3 in the same place of each byte.
+  bool bits_to_bytes = false;
 };
 
 constexpr Section kF32[] = {{0, 4, 4}};
@@ -18,6 +22,18 @@ constexpr Section kHalf[] = {{0, 2, 2}};
 constexpr Section kQ8_0[] = {{2, 32, 4}, {0, 2, 2}};
 constexpr Section kQ4_0[] = {{2, 16, 4}, {0, 2, 2}};
 constexpr Section kQ4_1[] = {{4, 16, 4}, {0, 2, 2}, {2, 2, 2}};
+constexpr Section kQ5_0[] = {{6, 16, 4}, {2, 4, 4, true}, {0, 2, 2}};
+constexpr Section kQ5_1[] = {{8, 16, 4}, {4, 4, 4, true}, {0, 2, 2}, {2, 2, 2}};
+constexpr Section kQ2_K[] = {{16, 64, 4}, {0, 16, 1}, {80, 2, 2}, {82, 2, 2}};
+constexpr Section kQ3_K[] = {{0, 32, 4}, {32, 64, 4}, {96, 12, 1}, {108, 2, 2}};
+constexpr Section kQ4_K[] = {{16, 128, 4}, {4, 12, 1}, {0, 2, 2}, {2, 2, 2}};
+constexpr Section kQ5_K[] = {{48, 128, 4}, {16, 32, 4}, {4, 12, 1}, {0, 2, 2}, {2, 2, 2}};
+constexpr Section kI4x32[] = {{5, 16, 4}, {0, 4, 4}, {4, 1, 1}};
+constexpr Section kI4x128[] = {{5, 64, 4}, {0, 4, 4}, {4, 1, 1}};
+constexpr Section kI8x32[] = {{4, 32, 4}, {0, 4, 4}};
+constexpr Section kI8x128[] = {{4, 128, 4}, {0, 4, 4}};
+constexpr Section kF8x32[] = {{4, 32, 1}, {0, 4, 4}};
+constexpr Section kF8x128[] = {{4, 128, 1}, {0, 4, 4}};
 constexpr Section kQ6_K[] = {{0, 128, 4}, {128, 64, 4}, {192, 16, 1}, {208, 2, 2}};
 
 std::span<const Section> sections(QuantFormat format) {
@@ -26,29 +42,63 @@ std::span<const Section> sections(QuantFormat format) {
     case QuantFormat::kF16:
     case QuantFormat::kBF16: return kHalf;
     case QuantFormat::kQ8_0: return kQ8_0;
-    case QuantFormat::kQ4_0: return kQ4_0;
+    case QuantFormat::kQ4_0:
+    case QuantFormat::kIQ4_NL: return kQ4_0;
     case QuantFormat::kQ4_1: return kQ4_1;
+    case QuantFormat::kQ5_0: return kQ5_0;
+    case QuantFormat::kQ5_1: return kQ5_1;
+    case QuantFormat::kQ2_K: return kQ2_K;
+    case QuantFormat::kQ3_K: return kQ3_K;
+    case QuantFormat::kQ4_K: return kQ4_K;
+    case QuantFormat::kQ5_K: return kQ5_K;
     case QuantFormat::kQ6_K: return kQ6_K;
+    case QuantFormat::kI4x32: return kI4x32;
+    case QuantFormat::kI4x128: return kI4x128;
+    case QuantFormat::kI8x32: return kI8x32;
+    case QuantFormat::kI8x128: return kI8x128;
+    case QuantFormat::kF8x32: return kF8x32;
+    case QuantFormat::kF8x128: return kF8x128;
   }
   return {};
 }
 
-// Calls move(offset in the packed block, offset in the file's block, bytes) for each unit of `row`.
+// Calls move(offset in the packed block, offset in the file's block, section) for each unit of
+// `row`.
 template <typename Move>
 void for_units(std::span<const Section> layout, int row, int panel_rows, Move move) {
   int64_t base = 0;
   for (const Section& section : layout) {
     for (int at = 0; at < section.bytes; at += section.unit) {
       move(base + int64_t{at} * panel_rows + int64_t{row} * section.unit, section.offset + at,
-           section.unit);
+           section);
     }
     base += int64_t{section.bytes} * panel_rows;
   }
 }
 
+uint32_t bits_to_bytes(uint32_t bits) {
+  uint32_t bytes = 0;
+  for (unsigned i = 0; i < 32; ++i) bytes |= ((bits >> i) & 1u) << (i % 4 * 8 + i / 4);
+  return bytes;
+}
+
+uint32_t bytes_to_bits(uint32_t bytes) {
+  uint32_t bits = 0;
+  for (unsigned i = 0; i < 32; ++i) bits |= ((bytes >> (i % 4 * 8 + i / 4)) & 1u) << i;
+  return bits;
+}
+
 // memcpy with the few sizes a unit has, so that each becomes one move.
-void copy_unit(std::byte* to, const std::byte* from, int bytes) {
-  switch (bytes) {
+void copy_unit(std::byte* to, const std::byte* from, const Section& section,
+               uint32_t (*rearrange)(uint32_t)) {
+  if (section.bits_to_bytes) {
+    uint32_t unit;
+    std::memcpy(&unit, from, 4);
+    unit = rearrange(unit);
+    std::memcpy(to, &unit, 4);
+    return;
+  }
+  switch (section.unit) {
     case 1: std::memcpy(to, from, 1); break;
     case 2: std::memcpy(to, from, 2); break;
     default: std::memcpy(to, from, 4); break;
@@ -68,12 +118,13 @@ void pack_panel(const WeightSlice& slice, int64_t row_begin, int panel_rows, std
   const auto layout = sections(slice.format);
   const auto rows = static_cast<int>(std::min<int64_t>(panel_rows, slice.rows - row_begin));
   if (rows < panel_rows) std::memset(panel, 0, static_cast<size_t>(blocks * packed_block));
+  std::vector<std::byte> scratch(static_cast<size_t>(row_bytes(slice.format, slice.cols)));
   for (int row = 0; row < rows; ++row) {
-    const std::byte* from = slice.row(row_begin + row);
+    const std::byte* from = slice.row(row_begin + row, scratch.data());
     std::byte* to = panel;
     for (int64_t block = 0; block < blocks; ++block, from += t.block_bytes, to += packed_block) {
-      for_units(layout, row, panel_rows, [&](int64_t packed, int file, int bytes) {
-        copy_unit(to + packed, from + file, bytes);
+      for_units(layout, row, panel_rows, [&](int64_t packed, int file, const Section& section) {
+        copy_unit(to + packed, from + file, section, bits_to_bytes);
       });
     }
   }
@@ -84,8 +135,8 @@ void unpack_row(const std::byte* panel, QuantFormat format, int64_t cols, int ro
   const QuantTraits& t = traits(format);
   const auto layout = sections(format);
   for (int64_t block = 0; block < cols / t.block_elements; ++block) {
-    for_units(layout, row, panel_rows, [&](int64_t packed, int file, int bytes) {
-      copy_unit(blocks + file, panel + packed, bytes);
+    for_units(layout, row, panel_rows, [&](int64_t packed, int file, const Section& section) {
+      copy_unit(blocks + file, panel + packed, section, bytes_to_bits);
     });
     panel += int64_t{t.block_bytes} * panel_rows;
     blocks += t.block_bytes;

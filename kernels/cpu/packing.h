@@ -3,8 +3,9 @@
 // A panel is [k block][section][unit][row][unit bytes]: the blocks of its rows, cut into sections
 // (quants, scales) and those into units (4 quants, one scale), with the units of the rows side by
 // side, so that one vector register holds the same unit of every row. It is a permutation of the
-// file's bytes: nothing is rounded, and unpack_row gives the row back. A thread that multiplies
-// consecutive panels reads one sequential stream. Rows missing in the last panel are zero bytes.
+// file's bytes (of its bits, where those are one an element): nothing is rounded, and unpack_row
+// gives the row back. A thread that multiplies consecutive panels reads one sequential stream. Rows
+// missing in the last panel are zero bytes.
 #pragma once
 
 #include <cstddef>

@@ -83,7 +83,20 @@ LinearKernel linear(QuantFormat format) {
     case QuantFormat::kQ8_0: return kernel(linear_tile<QuantFormat::kQ8_0>);
     case QuantFormat::kQ4_0: return kernel(linear_tile<QuantFormat::kQ4_0>);
     case QuantFormat::kQ4_1: return kernel(linear_tile<QuantFormat::kQ4_1>);
+    case QuantFormat::kQ5_0: return kernel(linear_tile<QuantFormat::kQ5_0>);
+    case QuantFormat::kQ5_1: return kernel(linear_tile<QuantFormat::kQ5_1>);
+    case QuantFormat::kIQ4_NL: return kernel(linear_tile<QuantFormat::kIQ4_NL>);
+    case QuantFormat::kQ2_K: return kernel(linear_tile<QuantFormat::kQ2_K>);
+    case QuantFormat::kQ3_K: return kernel(linear_tile<QuantFormat::kQ3_K>);
+    case QuantFormat::kQ4_K: return kernel(linear_tile<QuantFormat::kQ4_K>);
+    case QuantFormat::kQ5_K: return kernel(linear_tile<QuantFormat::kQ5_K>);
     case QuantFormat::kQ6_K: return kernel(linear_tile<QuantFormat::kQ6_K>);
+    case QuantFormat::kI4x32: return kernel(linear_tile<QuantFormat::kI4x32>);
+    case QuantFormat::kI4x128: return kernel(linear_tile<QuantFormat::kI4x128>);
+    case QuantFormat::kI8x32: return kernel(linear_tile<QuantFormat::kI8x32>);
+    case QuantFormat::kI8x128: return kernel(linear_tile<QuantFormat::kI8x128>);
+    case QuantFormat::kF8x32: return kernel(linear_tile<QuantFormat::kF8x32>);
+    case QuantFormat::kF8x128: return kernel(linear_tile<QuantFormat::kF8x128>);
   }
   return {};
 }

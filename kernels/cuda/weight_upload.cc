@@ -18,13 +18,22 @@ constexpr QuantFormat kOwnFormat = kElementIsF16 ? QuantFormat::kF16 : QuantForm
 
 // The slice's own columns of one row, as elements.
 void convert_row(const WeightSlice& slice, int64_t row, std::vector<float>& values, uint16_t* to) {
-  const std::byte* from = slice.row(row);
+  thread_local std::vector<std::byte> scratch;
+  scratch.resize(static_cast<size_t>(row_bytes(slice.format, slice.cols)));
+  const std::byte* from = slice.row(row, scratch.data());
   if (slice.format == kOwnFormat) {
     std::memcpy(to, from + slice.col_begin * 2, static_cast<size_t>(slice.col_count) * 2);
     return;
   }
   values.resize(static_cast<size_t>(slice.cols));
   dequantize(slice.format, from, slice.cols, values.data());
+  if (!slice.order.empty()) {  // columns go back to the order of x
+    std::vector<float> ordered(static_cast<size_t>(slice.col_count));
+    for (size_t j = 0; j < slice.order.size(); ++j) {
+      if (slice.order[j] >= 0) ordered[static_cast<size_t>(slice.order[j])] = values[j];
+    }
+    values.swap(ordered);
+  }
   for (int64_t i = 0; i < slice.col_count; ++i) {
     const float value = values[static_cast<size_t>(slice.col_begin + i)];
     to[i] = element_bits(value);

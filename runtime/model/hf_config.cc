@@ -31,12 +31,6 @@ std::vector<std::string> architecture_names(const JsonFields& fields) {
 }
 
 void refuse_unknown_features(const JsonFields& fields, const Architecture& architecture) {
-  if (fields.has("quantization_config")) {
-    fail(ErrorCode::kUnimplemented,
-         "{}: field 'quantization_config': quantized safetensors are "
-         "not supported; GGUF files are",
-         fields.what());
-  }
   const bool gelu = architecture.activation == Activation::kGeluTanh;
   const char* known = gelu ? "gelu_pytorch_tanh" : "silu";
   const char* key = fields.has("hidden_activation") ? "hidden_activation" : "hidden_act";
@@ -342,6 +336,7 @@ HuggingFaceConfig parse_hugging_face_config(const Json& config, const Json* gene
   const auto names = architecture_names(file);
   result.architecture = &find_hugging_face_architecture(names, path);
   refuse_unknown_features(file, *result.architecture);
+  result.quantized = parse_quant_scheme(config, path);
   const Json own = language_model(file, *result.architecture, names);
   const JsonFields fields(own.is_null() ? config : own, path);
   if (!own.is_null()) refuse_unknown_features(fields, *result.architecture);

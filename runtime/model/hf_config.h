@@ -8,13 +8,15 @@
 #include "runtime/model/arch_table.h"
 #include "runtime/model/config.h"
 #include "runtime/model/json_file.h"
+#include "runtime/model/quant_scheme.h"
 
 namespace trireme {
 
 struct HuggingFaceConfig {
   const Architecture* architecture = nullptr;
-  std::optional<bool> tied_embeddings;  // empty: the file does not say
-  ModelConfig model;                    // tied_embeddings is set where the file says so
+  std::optional<bool> tied_embeddings;   // empty: the file does not say
+  std::optional<QuantScheme> quantized;  // how the files keep matrices that have no plain weight
+  ModelConfig model;                     // tied_embeddings is set where the file says so
 };
 
 // `config`: config.json, read from `path`. `generation`: generation_config.json or null; its

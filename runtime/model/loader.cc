@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "runtime/model/decoder.h"
 #include "runtime/model/model_tensors.h"
+#include "runtime/model/packed_matrix.h"
 
 namespace trireme {
 namespace {
@@ -159,8 +160,32 @@ class Cutter {
   Pieces pieces_;
 };
 
+// Of a matrix in parts: blocks of `columns`, which are in the order of x or say theirs.
+WeightSlice packed_slice_of(const MatrixPiece& piece) {
+  const PackedMatrix& packed = *piece.tensor.packed;
+  WeightSlice slice;
+  auto columns = packed.columns(piece.cols);
+  slice.format = packed.format();
+  slice.rows = piece.rows.count;
+  slice.cols = static_cast<int64_t>(columns.size());
+  slice.col_count = piece.cols.count;
+  if (packed.reordered()) {
+    const auto begin = static_cast<int32_t>(piece.cols.begin);
+    for (const int32_t col : columns) slice.order.push_back(col < 0 ? -1 : col - begin);
+  } else {
+    slice.col_begin = piece.cols.begin - columns.front();
+  }
+  slice.row = [&packed, first = piece.rows.begin, columns = std::move(columns)](
+                  int64_t row, std::byte* scratch) -> const std::byte* {
+    packed.read(first + row, columns, scratch);
+    return scratch;
+  };
+  return slice;
+}
+
 // The slice in whole blocks; the piece's own columns are [col_begin, col_begin + col_count) of it.
 WeightSlice slice_of(const MatrixPiece& piece) {
+  if (piece.tensor.packed) return packed_slice_of(piece);
   const int64_t block = traits(piece.tensor.format).block_elements;
   const int64_t begin = piece.cols.begin / block * block;
   const int64_t end = (piece.cols.end() + block - 1) / block * block;
@@ -171,7 +196,7 @@ WeightSlice slice_of(const MatrixPiece& piece) {
   slice.col_begin = piece.cols.begin - begin;
   slice.col_count = piece.cols.count;
   slice.row = [&tensor = piece.tensor, first = piece.rows.begin,
-               offset = row_bytes(piece.tensor.format, begin)](int64_t row) {
+               offset = row_bytes(piece.tensor.format, begin)](int64_t row, std::byte*) {
     return tensor.row(first + row) + offset;
   };
   return slice;

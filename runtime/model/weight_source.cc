@@ -19,6 +19,7 @@
 #include "runtime/model/hf_config.h"
 #include "runtime/model/json_file.h"
 #include "runtime/model/model_tensors.h"
+#include "runtime/model/packed_matrix.h"
 #include "runtime/model/safetensors.h"
 
 namespace trireme {
@@ -106,6 +107,7 @@ class MappedSource : public WeightSource {
   void release(const SourceTensor& tensor) const override {
     const auto at = index_.find(tensor.name);
     if (at == index_.end()) return;
+    if (tensor.packed) return tensor.packed->release();
     const auto bytes = static_cast<size_t>(tensor.rows * row_bytes(tensor.format, tensor.cols));
     files_[at->second]->release({tensor.data, bytes});
   }
@@ -137,9 +139,8 @@ class HuggingFaceSource : public MappedSource {
     config_ = parsed.model;
     files_.emplace(directory);
     if (!parsed.tied_embeddings) {
-      config_.tied_embeddings =
-          find_in_files(*parsed.architecture,
-                        hugging_face_place(*parsed.architecture, "head.weight").name) == nullptr;
+      config_.tied_embeddings = !stem_in_files(
+          *parsed.architecture, hugging_face_place(*parsed.architecture, "head.weight").name);
     }
     if (config_.name.empty()) {
       config_.name = std::filesystem::path(directory).lexically_normal().filename().string();
@@ -147,6 +148,18 @@ class HuggingFaceSource : public MappedSource {
     for (const TensorShape& wanted : model_tensors(config_)) {
       const auto [name, rows] = hugging_face_place(*parsed.architecture, wanted.name);
       const auto* entry = find_in_files(*parsed.architecture, name);
+      const bool plain = entry != nullptr && entry->tensor.format;
+      if (parsed.quantized && !plain && !wanted.vector) {
+        const auto stem = stem_in_files(*parsed.architecture, name);
+        if (!stem) missing(name);
+        if (range_of(rows, wanted, config_).total != wanted.rows) {
+          fail(ErrorCode::kUnimplemented,
+               "{}: tensor '{}' is quantized and holds several matrices, which is not supported",
+               directory, name);
+        }
+        add_packed(*parsed.quantized, *stem, name, wanted);
+        continue;
+      }
       if (entry == nullptr) missing(name);
       const SafeTensor& found = entry->tensor;
       SourceTensor tensor = check_tensor(
@@ -160,17 +173,47 @@ class HuggingFaceSource : public MappedSource {
   }
 
  private:
-  // By its name, or by the one that it has within a wrapper.
+  // A name, and those that it has within a wrapper.
+  static std::vector<std::string> names_of(const Architecture& architecture,
+                                           const std::string& name) {
+    constexpr std::string_view kUsual = "model.";
+    std::vector<std::string> names{name};
+    if (!name.starts_with(kUsual)) return names;
+    for (const std::string_view prefix : architecture.wrapped_prefixes) {
+      names.push_back(std::string(prefix) + name.substr(kUsual.size()));
+    }
+    return names;
+  }
   const SafetensorsDirectory::Entry* find_in_files(const Architecture& architecture,
                                                    const std::string& name) const {
-    constexpr std::string_view kUsual = "model.";
-    const auto* entry = files_->find(name);
-    if (entry != nullptr || !name.starts_with(kUsual)) return entry;
-    for (const std::string_view prefix : architecture.wrapped_prefixes) {
-      entry = files_->find(std::string(prefix) + name.substr(kUsual.size()));
-      if (entry != nullptr) return entry;
+    for (const std::string& one : names_of(architecture, name)) {
+      if (const auto* entry = files_->find(one)) return entry;
     }
     return nullptr;
+  }
+  // Of a matrix "STEM.weight", which may be what a quantizer writes in its place.
+  std::optional<std::string> stem_in_files(const Architecture& architecture,
+                                           const std::string& name) const {
+    for (const std::string& one : names_of(architecture, name)) {
+      const std::string stem = one.substr(0, one.size() - std::string_view(".weight").size());
+      for (const char* part : {".weight", ".qweight", ".weight_packed"}) {
+        if (files_->find(stem + part) != nullptr) return stem;
+      }
+    }
+    return std::nullopt;
+  }
+
+  void add_packed(const QuantScheme& scheme, const std::string& stem, const std::string& name,
+                  const TensorShape& wanted) {
+    SourceTensor tensor;
+    tensor.name = wanted.name;
+    tensor.origin = name;
+    tensor.rows = wanted.rows;
+    tensor.cols = wanted.cols;
+    tensor.packed =
+        std::make_shared<PackedMatrix>(scheme, *files_, path(), stem, wanted.rows, wanted.cols);
+    tensor.format = tensor.packed->format();
+    add(std::move(tensor), nullptr);
   }
 
   static HuggingFaceConfig read_config(const std::string& directory, int context) {

@@ -21,6 +21,7 @@
 namespace trireme {
 
 class GgufFile;
+class PackedMatrix;
 
 // A matrix in a mapped file; the source must outlive it.
 struct SourceTensor {
@@ -34,12 +35,14 @@ struct SourceTensor {
   int permuted_head_dim = 0;
   // A vector's elements lie in the file less this.
   float addend = 0.0f;
+  // Set where the file keeps the matrix in parts and in another order (then data is null).
+  std::shared_ptr<const PackedMatrix> packed;
   // Row r is row r mod this one of so many (random weights). 0: all rows are there.
   int64_t distinct_rows = 0;
 
   // Where the file keeps canonical row `row` (of a bias: element `row`).
   int64_t file_row(int64_t row) const;
-  // First byte of a row of a matrix.
+  // First byte of a row of a matrix that is not packed.
   const std::byte* row(int64_t canonical_row) const;
 };
 

@@ -10,6 +10,33 @@ import unittest
 from program import MODELS, SMOLLM2, call, call_json, command, expected, index, token_file
 
 
+class Inspect(unittest.TestCase):
+    def test_json_holds_the_contract(self):
+        answer = call_json("inspect", MODELS / "gguf/llama-wide-q4_k.gguf", ranks=2)
+        self.assertEqual(answer["format"], "GGUF v3")
+        self.assertEqual(answer["config"]["llama.embedding_length"], 256)
+        self.assertEqual(answer["bytes"], sum(t["bytes"] for t in answer["tensors"]))
+        self.assertEqual({t["type"] for t in answer["totals"]}, {"F32", "Q4_K"})
+        self.assertEqual(sum(t["tensors"] for t in answer["totals"]), len(answer["tensors"]))
+        for key in ("tokenizer", "chat_template", "refusal"):
+            self.assertIsNone(answer[key])
+
+    def test_text_names_every_tensor(self):
+        done = call("inspect", MODELS / "llama3")
+        self.assertEqual(done.returncode, 0)
+        text = done.stdout.decode()
+        for part in ("num_hidden_layers = 4", "model.layers.3.mlp.up_proj.weight", "[112, 48]",
+                     "tokenizer: none", "chat template: none", "runs here"):
+            self.assertIn(part, text)
+
+    def test_bad_files_have_one_message(self):
+        for path in ("/nonexistent", MODELS / "index.json", MODELS):
+            done = call("inspect", path)
+            self.assertEqual(done.returncode, 2)
+            self.assertEqual(done.stdout, b"")
+            self.assertEqual(done.stderr.count(b"\n"), 1, done.stderr)
+
+
 class Generate(unittest.TestCase):
     @classmethod
     def setUpClass(cls):

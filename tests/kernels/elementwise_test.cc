@@ -154,7 +154,7 @@ TEST_P(ElementwiseCpuTest, SiluPointwise) {
 // Exactly the rows as the backend keeps them: packing is a permutation in every format.
 TEST_P(ElementwiseTest, EmbedReturnsExactRows) {
   Backend& b = backend(2);
-  for (const QuantFormat format : kFormats) {
+  for (const QuantFormat format : kQuantFormats) {
     for (int round = 0; round < rounds(6); ++round) {
       const int block = traits(format).block_elements;
       const int64_t rows = random_.integer(1, 99);
@@ -295,6 +295,77 @@ TEST(Quant, DequantizesKnownBlocks) {
   EXPECT_EQ(out[32], -(16.0f + 3.0f - 32.0f));
   EXPECT_EQ(out[64], 2.0f * (32.0f + 2.0f - 32.0f));
   EXPECT_EQ(out[96], 3.0f * (48.0f + 4.0f - 32.0f));
+}
+
+class KnownBlock {
+ public:
+  KnownBlock& put(int at, std::initializer_list<int> bytes) {
+    for (const int b : bytes) block_[at++] = static_cast<std::byte>(b);
+    return *this;
+  }
+  std::vector<float> read(QuantFormat format) const {
+    std::vector<float> out(static_cast<size_t>(traits(format).block_elements));
+    dequantize(format, block_, static_cast<int64_t>(out.size()), out.data());
+    return out;
+  }
+
+ private:
+  std::byte block_[256] = {};
+};
+
+TEST(Quant, DequantizesFiveBitsAndTables) {
+  KnownBlock q5_0;  // d = 0.5; elements 1 and 16 have their fifth bit; nibbles 1: 3, 16: 2
+  q5_0.put(0, {0x00, 0x38, 0x02, 0x00, 0x01, 0x00}).put(6, {0x20, 0x03});
+  auto out = q5_0.read(QuantFormat::kQ5_0);
+  EXPECT_EQ(out[0], -8.0f);
+  EXPECT_EQ(out[1], 0.5f * (16 + 3 - 16));
+  EXPECT_EQ(out[16], 0.5f * (16 + 2 - 16));
+  KnownBlock q5_1;  // d = 0.5, m = -1; element 31 has its fifth bit and nibble 15
+  q5_1.put(0, {0x00, 0x38, 0x00, 0xbc, 0x00, 0x00, 0x00, 0x80}).put(23, {0xf1});
+  out = q5_1.read(QuantFormat::kQ5_1);
+  EXPECT_EQ(out[0], -1.0f);
+  EXPECT_EQ(out[15], -0.5f);
+  EXPECT_EQ(out[31], 0.5f * 31 - 1.0f);
+  KnownBlock iq4;  // d = 2
+  iq4.put(0, {0x00, 0x40, 0xf0, 0x78});
+  out = iq4.read(QuantFormat::kIQ4_NL);
+  EXPECT_EQ(out[0], -254.0f);
+  EXPECT_EQ(out[16], 226.0f);
+  EXPECT_EQ(out[1], 2.0f);
+  EXPECT_EQ(out[17], -20.0f);
+}
+
+TEST(Quant, DequantizesKBlocks) {
+  KnownBlock q2;  // d = 1, m = 2; elements 16..31: scale 3, minimum 5; 128..143: scale 15
+  q2.put(80, {0x00, 0x3c, 0x00, 0x40}).put(1, {0x53}).put(8, {0x0f});
+  q2.put(16 + 17, {0b11}).put(16 + 32, {0b10});  // elements 17: 3; 128: 2
+  auto out = q2.read(QuantFormat::kQ2_K);
+  EXPECT_EQ(out[0], 0.0f);
+  EXPECT_EQ(out[16], -10.0f);
+  EXPECT_EQ(out[17], 9.0f - 10.0f);
+  EXPECT_EQ(out[128], 30.0f);
+  KnownBlock q3;                              // d = 1; scales are all -32 but where set
+  q3.put(108, {0x00, 0x3c}).put(96, {0x21});  // low bits: scale 0: 1, scale 8: 2
+  q3.put(104, {0b00100011});                  // high bits: scale 0: 3, scale 8: 2
+  q3.put(0, {0b00010001}).put(32, {0b01}).put(64, {0b10});  // q of 0: 5, of 128: 6
+  out = q3.read(QuantFormat::kQ3_K);
+  EXPECT_EQ(out[0], (49.0f - 32.0f) * (5.0f - 4.0f));
+  EXPECT_EQ(out[128], (34.0f - 32.0f) * (6.0f - 4.0f));
+  EXPECT_EQ(out[16], -32.0f * -4.0f);
+  KnownBlock q4;  // d = 1, m = 0.5
+  q4.put(0, {0x00, 0x3c, 0x00, 0x38});
+  // scale 1: 5, minimum 1: 6; scale 4: 0b10'0111, minimum 4: 0b01'0011
+  q4.put(4, {0x80, 5}).put(8, {0x40, 6}).put(12, {0x37});
+  q4.put(16, {0xa0}).put(16 + 64, {0x04});  // elements 32: 10; 128: 4
+  out = q4.read(QuantFormat::kQ4_K);
+  EXPECT_EQ(out[32], 5.0f * 10.0f - 0.5f * 6.0f);
+  EXPECT_EQ(out[128], 39.0f * 4.0f - 0.5f * 19.0f);
+  KnownBlock q5 = q4;
+  q5.put(16, {0b00010010}).put(48, {0xa0}).put(48 + 32, {0}).put(48 + 64, {0x04});
+  out = q5.read(QuantFormat::kQ5_K);
+  EXPECT_EQ(out[0], 0.0f);
+  EXPECT_EQ(out[32], 5.0f * 26.0f - 0.5f * 6.0f);
+  EXPECT_EQ(out[128], 39.0f * 20.0f - 0.5f * 19.0f);
 }
 
 }  // namespace

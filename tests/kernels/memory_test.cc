@@ -99,7 +99,7 @@ TEST_P(MemoryTest, StatesWhichCachesItCanHold) {
 // A weight as large as the backend says, in one piece for slices that are made together.
 TEST_P(MemoryTest, WeightsAreAsLargeAsStated) {
   Backend& b = backend(2);
-  for (const QuantFormat format : kFormats) {
+  for (const QuantFormat format : kQuantFormats) {
     const int block = traits(format).block_elements;
     const int64_t cols = block == 1 ? width(1, 600) : 2 * block;
     const TestWeight first(b, random_, format, 48, cols), second(b, random_, format, 80, cols);

@@ -26,9 +26,6 @@
 
 namespace trireme::testing {
 
-constexpr QuantFormat kFormats[] = {QuantFormat::kF32,  QuantFormat::kF16,  QuantFormat::kBF16,
-                                    QuantFormat::kQ8_0, QuantFormat::kQ4_0, QuantFormat::kQ4_1,
-                                    QuantFormat::kQ6_K};
 constexpr DType kDTypes[] = {DType::kF32, DType::kF16, DType::kBF16};
 
 // A fresh seed for each test, printed if it fails; TRIREME_TEST_SEED repeats one.
@@ -222,23 +219,27 @@ struct TestWeight {
     const int64_t stride = row_bytes(format, cols);
     bytes.resize(static_cast<size_t>(rows * stride));
     values.resize(static_cast<size_t>(rows * cols));
-    for (std::byte& b : bytes) b = static_cast<std::byte>(random.engine()() & 255u);
+    for (std::byte& b : bytes) {
+      b = static_cast<std::byte>(random.engine()() & 255u);
+      // e4m3's NaN, which no file may hold.
+      if (is_e4m3(format) && (b & std::byte{0x7f}) == std::byte{0x7f}) b ^= std::byte{1};
+    }
     const QuantTraits& t = traits(format);
-    const auto put_f16 = [&](size_t at, float v) {
-      const uint16_t bits = format == QuantFormat::kBF16 ? f32_to_bf16(v) : f32_to_f16(v);
-      std::memcpy(&bytes[at], &bits, 2);
-    };
-    // Every bit pattern is a valid integer; floating-point parts must be finite.
+    // Every bit pattern is a valid integer; floating-point parts must be finite. `spread`: about
+    // the largest integer that a block's scale is multiplied with.
+    const float spread = t.block_elements == 1 ? 1.0f : t.block_elements == 32 ? 1e2f : 1e3f;
     for (size_t at = 0; at < bytes.size(); at += static_cast<size_t>(t.block_bytes)) {
-      const float v = random.normal();
-      switch (format) {
-        case QuantFormat::kF32: std::memcpy(&bytes[at], &v, 4); break;
-        case QuantFormat::kQ6_K: put_f16(at + 208, v * 1e-3f); break;
-        case QuantFormat::kQ4_1: put_f16(at + 2, random.normal() * 0.1f); [[fallthrough]];
-        case QuantFormat::kQ4_0:
-        case QuantFormat::kQ8_0: put_f16(at, v * 1e-2f); break;
-        default: put_f16(at, v); break;
-      }
+      const auto put = [&](int offset, float v) {
+        std::byte* to = &bytes[at + static_cast<size_t>(offset)];
+        if (t.wide_scale) {
+          std::memcpy(to, &v, 4);
+          return;
+        }
+        const uint16_t bits = format == QuantFormat::kBF16 ? f32_to_bf16(v) : f32_to_f16(v);
+        std::memcpy(to, &bits, 2);
+      };
+      put(t.scale_at, random.normal() / spread);
+      if (t.min_at >= 0) put(t.min_at, random.normal() * (t.block_elements == 32 ? 0.1f : 1e-2f));
     }
     for (int64_t r = 0; r < rows; ++r) {
       dequantize(format, bytes.data() + r * stride, cols, values.data() + r * cols);
@@ -249,7 +250,7 @@ struct TestWeight {
              cols,
              col_begin,
              col_count < 0 ? cols : col_count,
-             [this, stride](int64_t row) { return bytes.data() + row * stride; }};
+             [this, stride](int64_t row, std::byte*) { return bytes.data() + row * stride; }};
   }
 };
 

@@ -15,7 +15,7 @@ struct FixtureEntry {
   std::string dtype;
   int window = 0;   // of some layers
   int experts = 0;  // of some layers
-  bool quantized() const { return dtype.starts_with("q"); }
+  bool quantized() const { return dtype != "f32" && dtype != "f16" && dtype != "bf16"; }
 };
 
 // All of tests/fixtures/models/index.json; `fixtures` is tests/fixtures.

@@ -231,9 +231,61 @@ TEST(HuggingFaceConfig, RefusesUnsupportedFeaturesByName) {
   config = llama();
   config["mlp_bias"] = true;
   expect_refused(config, "'mlp_bias'", ErrorCode::kUnimplemented);
-  config = llama();
-  config["quantization_config"] = {{"quant_method", "gptq"}};
-  expect_refused(config, "'quantization_config'", ErrorCode::kUnimplemented);
+}
+
+TEST(QuantScheme, ReadsEveryMethod) {
+  using Method = QuantScheme::Method;
+  const auto parse = [](Json quantization) {
+    Json config = llama();
+    config["quantization_config"] = std::move(quantization);
+    return parse_quant_scheme(config, "config.json").value();
+  };
+  EXPECT_FALSE(parse_quant_scheme(llama(), "config.json"));
+  QuantScheme scheme =
+      parse({{"quant_method", "awq"}, {"bits", 4}, {"group_size", 64}, {"version", "gemm"}});
+  EXPECT_EQ(scheme.method, Method::kAwq);
+  EXPECT_EQ(scheme.group, 64);
+  scheme = parse({{"quant_method", "gptq"}, {"bits", 4}, {"group_size", -1}});
+  EXPECT_EQ(scheme.method, Method::kGptq);
+  EXPECT_EQ(scheme.group, 0);
+  EXPECT_EQ(scheme.zero_bias, 1);
+  scheme = parse({{"quant_method", "gptq"}, {"bits", 4}, {"checkpoint_format", "gptq_v2"}});
+  EXPECT_EQ(scheme.zero_bias, 0);
+  scheme = parse({{"quant_method", "fp8"}, {"weight_block_size", {128u, 64u}}});
+  EXPECT_EQ(scheme.method, Method::kFloat8Block);
+  EXPECT_EQ(scheme.block_rows, 128);
+  EXPECT_EQ(scheme.block_cols, 64);
+}
+
+TEST(QuantScheme, RefusesByName) {
+  const auto refuse = [](Json quantization, const std::string& part,
+                         ErrorCode code = ErrorCode::kUnimplemented) {
+    Json config = llama();
+    config["quantization_config"] = std::move(quantization);
+    expect_refused(config, part, code);
+  };
+  refuse({{"quant_method", "bitsandbytes"}}, "'bitsandbytes'");
+  refuse(Json::object(), "''");
+  refuse({{"quant_method", "gptq"}}, "'bits'", ErrorCode::kDataLoss);
+  refuse({{"quant_method", "gptq"}, {"bits", 3}}, "3 is not supported");
+  refuse({{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 48}}, "48 is not supported");
+  refuse({{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 0}}, "0 is not supported");
+  refuse({{"quant_method", "gptq"}, {"bits", 4}, {"checkpoint_format", "marlin"}}, "marlin");
+  refuse({{"quant_method", "awq"}, {"bits", 4}, {"version", "gemv"}}, "gemv");
+  refuse({{"quant_method", "fp8"}, {"weight_block_size", {128}}}, "weight_block_size",
+         ErrorCode::kDataLoss);
+  refuse({{"quant_method", "fp8"}, {"weight_block_size", {128u, 48u}}}, "weight_block_size");
+  refuse({{"quant_method", "compressed-tensors"}}, "'config_groups'", ErrorCode::kDataLoss);
+  const auto compressed = [](const char* format, Json weights) {
+    return Json{{"quant_method", "compressed-tensors"},
+                {"format", format},
+                {"config_groups", {{"group_0", {{"weights", std::move(weights)}}}}}};
+  };
+  refuse(compressed("marlin-24", {{"num_bits", 4}, {"type", "int"}}), "marlin-24");
+  refuse(compressed("pack-quantized", {{"num_bits", 8}, {"type", "int"}}), "8-bit int");
+  refuse(compressed("nvfp4-pack-quantized", {{"num_bits", 4}, {"type", "float"}}), "nvfp4");
+  refuse(compressed("int-quantized", {{"num_bits", 8}, {"type", "int"}, {"symmetric", false}}),
+         "symmetric");
 }
 
 TEST(Json, DepthAndDuplicatesAreBounded) {

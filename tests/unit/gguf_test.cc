@@ -37,7 +37,7 @@ void expect_refused(const std::string& bytes, const std::string& part,
   EXPECT_EQ(message.find('\n'), std::string::npos) << message;
 }
 
-constexpr uint32_t kF32 = 0, kQ8_0 = 8, kQ5_K = 13;
+constexpr uint32_t kF32 = 0, kQ8_0 = 8, kIQ2_XXS = 16, kQ4_K = 12, kQ5_0 = 6;
 
 GgufBuilder small() {
   GgufBuilder builder;
@@ -89,7 +89,7 @@ TEST(Gguf, ReadsEveryKindOfValue) {
 
 TEST(Gguf, PlacesTensors) {
   GgufBuilder builder = small();
-  builder.tensor("b", {32, 3}, kQ8_0, 64).tensor("c", {256}, kQ5_K, 192);
+  builder.tensor("b", {32, 3}, kQ8_0, 64).tensor("c", {256}, kIQ2_XXS, 192);
   const Parsed file(builder.build(192 + 176));
   ASSERT_EQ(file->tensors().size(), 3u);
   EXPECT_EQ(file->find_tensor("a")->shape, (std::vector<int64_t>{2, 8}));
@@ -97,7 +97,7 @@ TEST(Gguf, PlacesTensors) {
   EXPECT_EQ(file->find_tensor("b")->bytes.size(), 3u * 34);
   EXPECT_EQ(file->find_tensor("b")->bytes.data() - file->find_tensor("a")->bytes.data(), 64);
   EXPECT_FALSE(file->find_tensor("c")->format);
-  EXPECT_EQ(gguf_type_name(kQ5_K), "Q5_K");
+  EXPECT_EQ(gguf_type_name(kIQ2_XXS), "IQ2_XXS");
   EXPECT_EQ(gguf_type_name(999), "type 999");
   EXPECT_EQ(file->find_tensor("d"), nullptr);
 }
@@ -173,6 +173,9 @@ TEST(Gguf, RefusesAbsurdDimensions) {
   expect_refused(with({1ull << 40}), "'bad'");
   expect_refused(with({17}), "'bad'");
   expect_refused(GgufBuilder().tensor("bad", {33}, kQ8_0, 0).build(256), "whole Q8_0 blocks");
+  expect_refused(GgufBuilder().tensor("bad", {48}, kQ5_0, 0).build(256), "whole Q5_0 blocks");
+  expect_refused(GgufBuilder().tensor("bad", {320}, kQ4_K, 0).build(512), "whole Q4_K blocks");
+  expect_refused(GgufBuilder().tensor("bad", {256, 2}, kQ4_K, 0).build(287), "288 bytes");
 }
 
 TEST(Gguf, RefusesBadPlaces) {
@@ -181,7 +184,7 @@ TEST(Gguf, RefusesBadPlaces) {
   expect_refused(small().tensor("b", {8}, kF32, 72).build(128), "multiple of 32");
   expect_refused(small().tensor("b", {8}, kF32, 128).build(128), "'b'");
   expect_refused(small().tensor("b", {8}, kF32, ~31ull).build(128), "'b'");
-  expect_refused(small().tensor("b", {256}, kQ5_K, 32).build(512), "overlap");
+  expect_refused(small().tensor("b", {256}, kIQ2_XXS, 32).build(512), "overlap");
   for (const uint32_t alignment : {0u, 1u, 24u, 1u << 31}) {
     expect_refused(small().u32("general.alignment", alignment).build(64), "general.alignment");
   }

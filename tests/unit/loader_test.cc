@@ -10,6 +10,7 @@
 #include "runtime/model/arch_table.h"
 #include "runtime/model/decoder.h"
 #include "runtime/model/hf_config.h"
+#include "runtime/model/packed_matrix.h"
 #include "tests/support/model_files.h"
 #include "tests/support/model_fixture.h"
 
@@ -18,6 +19,18 @@ namespace {
 
 std::vector<float> row_values(const SourceTensor& tensor, int64_t row) {
   std::vector<float> values(static_cast<size_t>(tensor.cols));
+  if (tensor.packed) {
+    const auto columns = tensor.packed->columns({0, tensor.cols});
+    const auto count = static_cast<int64_t>(columns.size());
+    std::vector<std::byte> blocks(static_cast<size_t>(row_bytes(tensor.format, count)));
+    std::vector<float> held(columns.size());
+    tensor.packed->read(row, columns, blocks.data());
+    dequantize(tensor.format, blocks.data(), count, held.data());
+    for (size_t j = 0; j < columns.size(); ++j) {
+      if (columns[j] >= 0) values[static_cast<size_t>(columns[j])] = held[j];
+    }
+    return values;
+  }
   dequantize(tensor.format, tensor.row(row), tensor.cols, values.data());
   for (float& value : values) value += tensor.addend;
   return values;
@@ -37,10 +50,13 @@ class KeepingBackend : public Backend {
     weight.cols = slice.cols;
     weight.col_begin = slice.col_begin;
     weight.col_count = slice.col_count;
+    weight.order = slice.order;
     const auto bytes = static_cast<size_t>(row_bytes(slice.format, slice.cols));
     weight.data = Buffer(bytes * static_cast<size_t>(slice.rows));
+    std::vector<std::byte> scratch(bytes);
     for (int64_t row = 0; row < slice.rows; ++row) {
-      std::memcpy(weight.data.data() + static_cast<size_t>(row) * bytes, slice.row(row), bytes);
+      std::memcpy(weight.data.data() + static_cast<size_t>(row) * bytes,
+                  slice.row(row, scratch.data()), bytes);
     }
     return weight;
   }
@@ -64,6 +80,13 @@ std::vector<float> own_columns(const Weight& weight, int64_t row) {
   std::vector<float> all(static_cast<size_t>(weight.cols));
   dequantize(weight.format, weight.data.data() + row * row_bytes(weight.format, weight.cols),
              weight.cols, all.data());
+  if (!weight.order.empty()) {
+    std::vector<float> own(static_cast<size_t>(weight.col_count), NAN);
+    for (size_t j = 0; j < weight.order.size(); ++j) {
+      if (weight.order[j] >= 0) own[static_cast<size_t>(weight.order[j])] = all[j];
+    }
+    return own;
+  }
   const auto begin = all.begin() + weight.col_begin;
   return {begin, begin + weight.col_count};
 }
@@ -258,6 +281,8 @@ TEST(OpenModel, CutsAtBlocksUnlessTheyAreFew) {
   };
   EXPECT_EQ(multiple("llama-plain"), 1);
   EXPECT_EQ(multiple("gguf-llama-plain-q4_0"), 32);
+  EXPECT_EQ(multiple("llama-plain-gptq_act"), 32);
+  EXPECT_EQ(multiple("llama-wide-awq"), 32);        // two blocks of 128
   EXPECT_EQ(multiple("gguf-llama-wide-q6_k"), 32);  // one block of 256: cut inside of it
 }
 
@@ -360,9 +385,9 @@ TEST(OpenModel, RefusesGgufFilesThatDoNotAddUp) {
   // The tensor's type: name, dimensions, then the number.
   std::string bytes = whole;
   const std::string name = "blk.1.ffn_up.weight";
-  bytes[bytes.find(name) + name.size() + 4 + 2 * 8] = 13;
+  bytes[bytes.find(name) + name.size() + 4 + 2 * 8] = 16;
   expect_refused(directory.write("type.gguf", bytes), ErrorCode::kUnimplemented,
-                 {"blk.1.ffn_up.weight", "Q5_K"});
+                 {"blk.1.ffn_up.weight", "IQ2_XXS"});
   // Rows and columns swapped.
   bytes = whole;
   char* dims = &bytes[bytes.find(name) + name.size() + 4];

@@ -7,93 +7,17 @@
 #pragma once
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/simd/int8_formats.h"
 
 namespace {
 
+using trireme::QuantFormat;
 using trireme::cpu::LinearKernel;
 using trireme::cpu::LinearTile;
 using trireme::cpu::QuantizedBlock;
 
 // Bytes fetched ahead of use. A panel is one stream, and hardware prefetchers stop at pages.
 constexpr int64_t kInt8Prefetch = 8192;
-
-constexpr int kLanes = V::kWidth;    // rows of a panel
-constexpr int kUnit = 4 * kLanes;    // bytes of one unit of 4 quants for all rows
-constexpr int kHalves = 2 * kLanes;  // bytes of one f16 for all rows
-
-// A format's part: `load<Part>` gives the quants of 32 consecutive k as w[8], one unit of 4 a
-// lane, unsigned with a zero point of 2^kZeroShift (no zero point if 0), and the row scales of
-// each run of 32 / kScales elements; kMin: plus a minimum.
-struct FormatQ8_0 {
-  static constexpr int kParts = 1;
-  static constexpr int kBytes = 34 * kLanes;
-  static constexpr int kScales = 1;
-  static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
-  static constexpr bool kMin = false;
-  static constexpr bool kSigned = !V::kUnsignedDot;
-  template <int Part>
-  static void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F&) {
-    for (int g = 0; g < 8; ++g) {
-      w[g] = V::load_i(p + g * kUnit);
-      if constexpr (V::kUnsignedDot) w[g] = V::xor_i(w[g], V::set_i(0x80808080));
-    }
-    d[0] = V::load_f16(p + 8 * kUnit);
-  }
-};
-
-template <bool Min>
-struct FormatQ4 {
-  static constexpr int kParts = 1;
-  static constexpr int kBytes = (Min ? 20 : 18) * kLanes;
-  static constexpr int kScales = 1;
-  static constexpr int kZeroShift = Min ? 0 : 3;
-  static constexpr bool kMin = Min;
-  static constexpr bool kSigned = false;
-  template <int Part>
-  static void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F& min) {
-    const V::I low = V::set_i(0x0f0f0f0f);
-    for (int g = 0; g < 4; ++g) {
-      const V::I q = V::load_i(p + g * kUnit);
-      w[g] = V::and_i(q, low);
-      w[g + 4] = V::and_i(V::shr16<4>(q), low);
-    }
-    d[0] = V::load_f16(p + 4 * kUnit);
-    if constexpr (Min) min = V::load_f16(p + 4 * kUnit + kHalves);
-  }
-};
-
-// 256 elements in 8 parts of 32: low nibbles [32 units], 2 high bits [16 units], int8 scales
-// [16][row], f16 [row].
-struct FormatQ6_K {
-  static constexpr int kParts = 8;
-  static constexpr int kBytes = 210 * kLanes;
-  static constexpr int kScales = 2;
-  static constexpr int kZeroShift = 5;
-  static constexpr bool kMin = false;
-  static constexpr bool kSigned = false;
-  template <int Part>
-  static void load(const std::byte* p, V::I (&w)[8], V::F (&d)[2], V::F&) {
-    constexpr int kHalf = Part / 4, kRun = Part % 4;
-    const std::byte* low = p + (kHalf * 16 + kRun % 2 * 8) * kUnit;
-    const std::byte* high = p + (32 + kHalf * 8) * kUnit;
-    for (int g = 0; g < 8; ++g) {
-      const V::I l = V::load_i(low + g * kUnit);
-      const V::I h = V::load_i(high + g * kUnit);
-      // Bits moved across a byte's edge are masked away.
-      const V::I nibble = V::and_i(kRun < 2 ? l : V::shr16<4>(l), V::set_i(0x0f0f0f0f));
-      const V::I two = kRun == 0   ? V::template shl<4>(h)
-                       : kRun == 1 ? V::template shl<2>(h)
-                       : kRun == 2 ? h
-                                   : V::shr16<2>(h);
-      w[g] = V::or_i(nibble, V::and_i(two, V::set_i(0x30303030)));
-    }
-    const std::byte* scales = p + 48 * kUnit;
-    const V::F super = V::load_f16(scales + 16 * kLanes);
-    for (int s = 0; s < 2; ++s) {
-      d[s] = V::mul(super, V::load_i8(scales + (2 * Part + s) * kLanes));
-    }
-  }
-};
 
 // Inlined by force: out of line, the weights of a block would travel through memory.
 #define TRIREME_INLINE inline __attribute__((always_inline))
@@ -110,8 +34,9 @@ TRIREME_INLINE typename Vector::I dot(typename Vector::I acc, typename Vector::I
 
 // acc[Rows] += w (32 k of kLanes rows) x for Rows <= 4 tokens.
 template <typename Format, int Rows>
-TRIREME_INLINE void multiply(const V::I (&w)[8], const V::F (&d)[Format::kScales], V::F min,
-                             const QuantizedBlock* x, V::F* acc) {
+TRIREME_INLINE void multiply(const V::I (&w)[8], const V::F (&d)[Format::kScales],
+                             const V::F (&min)[Format::kScales], const QuantizedBlock* x,
+                             V::F* acc) {
   constexpr int kUnits = 8 / Format::kScales;
 #pragma GCC unroll 2
   for (int s = 0; s < Format::kScales; ++s) {
@@ -139,24 +64,30 @@ TRIREME_INLINE void multiply(const V::I (&w)[8], const V::F (&d)[Format::kScales
     for (int m = 0; m < Rows; ++m) {
       const V::F sum = V::to_float(V::add_i(V::shl<7>(high[m]), low[m]));
       acc[m] = V::fma(sum, V::mul(d[s], V::set(x[m].scale)), acc[m]);
-      if constexpr (Format::kMin) acc[m] = V::fma(min, V::set(x[m].sum), acc[m]);
+      if constexpr (Format::kMin) {
+        const float x_sum =
+            Format::kScales == 1 ? x[m].sum : x[m].scale * static_cast<float>(x[m].half_sum[s]);
+        acc[m] = V::fma(min[s], V::set(x_sum), acc[m]);
+      }
     }
   }
 }
 
 template <typename Format, int Rows, int Part>
-TRIREME_INLINE void int8_parts(const std::byte* w, const QuantizedBlock* x, V::F* acc) {
+TRIREME_INLINE void int8_parts(const Format& format, const std::byte* w, const QuantizedBlock* x,
+                               V::F* acc) {
   V::I quants[8];
-  V::F d[Format::kScales];
-  V::F min = V::zero();
-  Format::template load<Part>(w, quants, d, min);
+  V::F d[Format::kScales], min[Format::kScales];
+  format.template load<Part>(w, quants, d, min);
   const QuantizedBlock* part = x + Part * Rows;
 #pragma GCC unroll 4
   for (int m = 0; m + 4 <= Rows; m += 4) multiply<Format, 4>(quants, d, min, part + m, acc + m);
   if constexpr (Rows % 4 != 0) {
     multiply<Format, Rows % 4>(quants, d, min, part + Rows / 4 * 4, acc + Rows / 4 * 4);
   }
-  if constexpr (Part + 1 < Format::kParts) int8_parts<Format, Rows, Part + 1>(w, x, acc);
+  if constexpr (Part + 1 < Format::kParts) {
+    int8_parts<Format, Rows, Part + 1>(format, w, x, acc);
+  }
 }
 
 inline void prefetch(const std::byte* p) {
@@ -170,9 +101,9 @@ void int8_tile(const LinearTile& t) {
   const std::byte* w = t.panel;
   const auto* x = reinterpret_cast<const QuantizedBlock*>(t.x);
   for (int64_t b = 0; b < t.blocks; ++b) {
-    if constexpr (Format::kParts == 1) {
+    if constexpr (!Format::kJumps) {
       for (int i = 0; i < Format::kBytes; i += 64) prefetch(w + kInt8Prefetch + i);
-      int8_parts<Format, Rows, 0>(w, x, acc);
+      int8_parts<Format, Rows, 0>(Format(w), w, x, acc);
     } else {
       // The parts jump about in the block. Copied first, memory sees one stream: three times the
       // speed where the weights come from there.
@@ -182,7 +113,7 @@ void int8_tile(const LinearTile& t) {
         if (i % 64 == 0) prefetch(w + kInt8Prefetch + i);
         __builtin_memcpy(block + i, w + i, 2 * kLanes);
       }
-      int8_parts<Format, Rows, 0>(block, x, acc);
+      int8_parts<Format, Rows, 0>(Format(block), block, x, acc);
     }
     w += Format::kBytes;
     x += Format::kParts * Rows;
@@ -203,6 +134,26 @@ void run_int8(const LinearTile& t) {
 template <typename Format>
 LinearKernel int8_kernel() {
   return {kLanes, V::kInt8Tile, trireme::cpu::TileKind::kInt8, run_int8<Format>};
+}
+
+LinearKernel int8_kernel(QuantFormat format) {
+  switch (format) {
+    case QuantFormat::kQ4_0: return int8_kernel<FormatQ4<false>>();
+    case QuantFormat::kQ4_1: return int8_kernel<FormatQ4<true>>();
+    case QuantFormat::kQ5_0: return int8_kernel<FormatQ5<false>>();
+    case QuantFormat::kQ5_1: return int8_kernel<FormatQ5<true>>();
+    case QuantFormat::kIQ4_NL: return int8_kernel<FormatIQ4_NL>();
+    case QuantFormat::kQ2_K: return int8_kernel<FormatQ2_K>();
+    case QuantFormat::kQ3_K: return int8_kernel<FormatQ3_K>();
+    case QuantFormat::kQ4_K: return int8_kernel<FormatQ45_K<false>>();
+    case QuantFormat::kQ5_K: return int8_kernel<FormatQ45_K<true>>();
+    case QuantFormat::kQ6_K: return int8_kernel<FormatQ6_K>();
+    case QuantFormat::kI4x32: return int8_kernel<FormatI4<1>>();
+    case QuantFormat::kI4x128: return int8_kernel<FormatI4<4>>();
+    case QuantFormat::kI8x32: return int8_kernel<FormatI8<1>>();
+    case QuantFormat::kI8x128: return int8_kernel<FormatI8<4>>();
+    default: return int8_kernel<FormatQ8_0>();
+  }
 }
 
 // Activations to QuantizedBlocks. NaN or infinity makes the whole block NaN.

@@ -6,14 +6,7 @@
 
 namespace trireme::cpu {
 
-LinearKernel linear_int8_avx2(QuantFormat format) {
-  switch (format) {
-    case QuantFormat::kQ4_0: return int8_kernel<FormatQ4<false>>();
-    case QuantFormat::kQ4_1: return int8_kernel<FormatQ4<true>>();
-    case QuantFormat::kQ6_K: return int8_kernel<FormatQ6_K>();
-    default: return int8_kernel<FormatQ8_0>();
-  }
-}
+LinearKernel linear_int8_avx2(QuantFormat format) { return int8_kernel(format); }
 
 void quantize_avx2(const float* x, int64_t blocks, QuantizedBlock* out, int64_t out_stride) {
   quantize(x, blocks, out, out_stride);

@@ -1,5 +1,6 @@
-// Multiplication by float32, float16 and bfloat16 weights: weights widened to float32 (exactly)
-// and fused multiply-adds. Included once by each instruction set's file, after its vec_*.h.
+// Multiplication by float32, float16, bfloat16 and (block-scaled) e4m3 weights: weights widened to
+// float32 (exactly) and fused multiply-adds. Included once by each instruction set's file, after
+// its vec_*.h.
 #pragma once
 
 #include "kernels/cpu/ops.h"
@@ -59,20 +60,90 @@ void plain_tile(const LinearTile& t) {
   }
 }
 
-template <typename Load, int Rows = V::kPlainTile>
-void run_plain(const LinearTile& t) {
-  if constexpr (Rows == 1) {
-    plain_tile<Load, 1>(t);
-  } else {
-    if (t.rows == Rows) return plain_tile<Load, Rows>(t);
-    run_plain<Load, Rows - 1>(t);
+// e4m3 in blocks of Elements: panel [block]{[k][panel rows] bytes, f32 scales [panel rows]}. Bytes
+// become halves of 2^-8 of their value (the exponent's bias is 7 there and 15 here), exactly; the
+// weight that is multiplied is scale * value, rounded once.
+template <int Elements, int Rows>
+void e4m3_tile(const LinearTile& t) {
+  constexpr int kVectors = V::kPlainVectors;
+  constexpr int kStep = kVectors * V::kWidth;
+  V::F acc[Rows][kVectors];
+  for (int m = 0; m < Rows; ++m) {
+    for (int n = 0; n < kVectors; ++n) {
+      acc[m][n] = t.first ? V::zero() : V::load(t.acc + (m * kVectors + n) * V::kWidth);
+    }
+  }
+  const std::byte* w = t.panel;
+  const float* x = reinterpret_cast<const float*>(t.x);
+  for (int64_t b = 0; b < t.blocks; ++b, w += (Elements + 4) * kStep) {
+    V::F scale[kVectors];
+    for (int n = 0; n < kVectors; ++n) {
+      const std::byte* at = w + Elements * kStep + n * V::kWidth * 4;
+      scale[n] = V::mul(V::load(reinterpret_cast<const float*>(at)), V::set(256.0f));
+    }
+    for (int k = 0; k < Elements; ++k, x += Rows) {
+      const std::byte* from = w + k * kStep;
+      if (k * kStep % 64 == 0) {
+        _mm_prefetch(reinterpret_cast<const char*>(from) + kPrefetchBytes, _MM_HINT_T0);
+      }
+      V::F wv[kVectors];
+      for (int n = 0; n < kVectors; ++n) {
+        wv[n] = V::mul(V::load_e4m3(from + n * V::kWidth), scale[n]);
+      }
+#pragma GCC unroll 16
+      for (int m = 0; m < Rows; ++m) {
+        const V::F xv = V::set(x[m]);
+#pragma GCC unroll 4
+        for (int n = 0; n < kVectors; ++n) acc[m][n] = V::fma(wv[n], xv, acc[m][n]);
+      }
+    }
+  }
+  for (int m = 0; m < Rows; ++m) {
+    for (int n = 0; n < kVectors; ++n) {
+      V::store(t.acc + (m * kVectors + n) * V::kWidth, acc[m][n]);
+    }
   }
 }
 
 template <typename Load>
+struct PlainTile {
+  template <int Rows>
+  static void run(const LinearTile& t) {
+    plain_tile<Load, Rows>(t);
+  }
+};
+template <int Elements>
+struct E4m3Tile {
+  template <int Rows>
+  static void run(const LinearTile& t) {
+    e4m3_tile<Elements, Rows>(t);
+  }
+};
+
+template <typename Tile, int Rows = V::kPlainTile>
+void run_plain(const LinearTile& t) {
+  if constexpr (Rows == 1) {
+    Tile::template run<1>(t);
+  } else {
+    if (t.rows == Rows) return Tile::template run<Rows>(t);
+    run_plain<Tile, Rows - 1>(t);
+  }
+}
+
+template <typename Tile>
 LinearKernel plain_kernel() {
   return {V::kPlainVectors * V::kWidth, V::kPlainTile, trireme::cpu::TileKind::kF32,
-          run_plain<Load>};
+          run_plain<Tile>};
+}
+
+LinearKernel plain_kernel(trireme::QuantFormat format) {
+  switch (format) {
+    case trireme::QuantFormat::kF16: return plain_kernel<PlainTile<LoadF16>>();
+    case trireme::QuantFormat::kBF16: return plain_kernel<PlainTile<LoadBF16>>();
+    case trireme::QuantFormat::kF8x32: return plain_kernel<E4m3Tile<32>>();
+    case trireme::QuantFormat::kF8x128: return plain_kernel<E4m3Tile<128>>();
+    default: return plain_kernel<PlainTile<LoadF32>>();
+  }
 }
 
 }  // namespace

@@ -6,12 +6,6 @@
 
 namespace trireme::cpu {
 
-LinearKernel linear_plain_avx2(QuantFormat format) {
-  switch (format) {
-    case QuantFormat::kF16: return plain_kernel<LoadF16>();
-    case QuantFormat::kBF16: return plain_kernel<LoadBF16>();
-    default: return plain_kernel<LoadF32>();
-  }
-}
+LinearKernel linear_plain_avx2(QuantFormat format) { return plain_kernel(format); }
 
 }  // namespace trireme::cpu

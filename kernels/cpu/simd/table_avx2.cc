@@ -12,7 +12,9 @@ LinearKernel linear(QuantFormat format) {
   switch (format) {
     case QuantFormat::kF32:
     case QuantFormat::kF16:
-    case QuantFormat::kBF16: return linear_plain_avx2(format);
+    case QuantFormat::kBF16:
+    case QuantFormat::kF8x32:
+    case QuantFormat::kF8x128: return linear_plain_avx2(format);
     default: return linear_int8_avx2(format);
   }
 }

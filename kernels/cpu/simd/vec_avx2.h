@@ -50,6 +50,13 @@ struct V {
   }
   static F load_f16(const void* p) { return widen_f16(load_half(p)); }
   static F load_bf16(const void* p) { return widen_bf16(load_half(p)); }
+  // 2^-8 of so many e4m3.
+  static F load_e4m3(const void* p) {
+    const __m128i x = _mm_cvtepu8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+    const __m128i size = _mm_and_si128(_mm_slli_epi16(x, 7), _mm_set1_epi16(0x3f80));
+    const __m128i sign = _mm_and_si128(_mm_slli_epi16(x, 8), _mm_set1_epi16(-0x8000));
+    return widen_f16(_mm_or_si128(size, sign));
+  }
   static F load_f16(const void* p, int64_t n) { return widen_f16(load_half(p, n)); }
   static F load_bf16(const void* p, int64_t n) { return widen_bf16(load_half(p, n)); }
   static void store_f16(void* p, F x, int64_t n) {
@@ -148,6 +155,16 @@ struct V {
   // One int8 a lane.
   static F load_i8(const void* p) {
     return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  }
+  // One uint8 a lane.
+  static F load_u8(const void* p) {
+    return to_float(_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));
+  }
+  static void store_i(void* p, I a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
+  // Of every byte of `at`, below 16: that one of the 16 bytes at `table`.
+  static I lookup(const int8_t* table, I at) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), at);
   }
   static void store_i8(int8_t* p, I a) {
     const __m128i words =

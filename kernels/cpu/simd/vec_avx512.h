@@ -35,6 +35,13 @@ struct V {
     const __m256i half = _mm256_loadu_si256(static_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
+  // 2^-8 of so many e4m3.
+  static F load_e4m3(const void* p) {
+    const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+    const __m256i size = _mm256_and_si256(_mm256_slli_epi16(x, 7), _mm256_set1_epi16(0x3f80));
+    const __m256i sign = _mm256_and_si256(_mm256_slli_epi16(x, 8), _mm256_set1_epi16(-0x8000));
+    return _mm512_cvtph_ps(_mm256_or_si256(size, sign));
+  }
   static F load_f16(const void* p, int64_t n) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(n), p));
   }
@@ -109,6 +116,16 @@ struct V {
   // One int8 a lane.
   static F load_i8(const void* p) {
     return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+  }
+  // One uint8 a lane.
+  static F load_u8(const void* p) {
+    return to_float(_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+  }
+  static void store_i(void* p, I a) { _mm512_storeu_si512(p, a); }
+  // Of every byte of `at`, below 16: that one of the 16 bytes at `table`.
+  static I lookup(const int8_t* table, I at) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), at);
   }
   static void store_i8(int8_t* p, I a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
