@@ -123,7 +123,7 @@ TEST(Instance, MemoryIsCheckedBeforeLoading) {
   options.max_running = 1;
   EXPECT_NO_THROW(EngineWorld{options});  // no more than is wanted is taken
   options.kv_memory = 10000;
-  expect_failure(1, options, ErrorCode::kResourceExhausted, "kv_memory");
+  expect_failure(1, options, ErrorCode::kInvalidArgument, "kv_memory");
 }
 
 // Exit code 7: refused as it should be.
