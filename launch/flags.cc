@@ -104,7 +104,7 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
       .add_option("--step-timeout", options.step_timeout_s,
                   "Seconds after which a step of several ranks is stuck and the job ends, naming the "
                   "rank (0: never)")
-      ->check(CLI::Range(0.0, 86400.0))
+      ->check(between(0, 86400))
       ->group(limits)
       ->capture_default_str();
   const std::string kv = "KV cache";
