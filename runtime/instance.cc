@@ -355,6 +355,7 @@ void Instance::State::measure_memory() {
   kv_size = cache->bytes();
   worker->replace_cache(std::move(*cache));
   warm_up_all_sizes(*worker, *backend, sizes);
+  tune_prefill_parts(*worker, *backend, sizes, *world.tp);
 }
 
 DecoderWeights Instance::State::load_with_progress() {

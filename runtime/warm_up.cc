@@ -1,6 +1,11 @@
 #include "runtime/warm_up.h"
 
 #include <algorithm>
+#include <chrono>
+#include <limits>
+#include <vector>
+
+#include "base/log.h"
 
 namespace trireme {
 namespace {
@@ -91,6 +96,18 @@ class WarmUp {
   uint64_t step_ = uint64_t{1} << 63;
 };
 
+// Seconds of the slowest rank.
+template <typename Work>
+double slowest(Communicator& host, const Work& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  const std::chrono::duration<double> mine = std::chrono::steady_clock::now() - begin;
+  std::vector<double> all(static_cast<size_t>(host.size()));
+  const double seconds = mine.count();
+  host.all_gather(std::as_bytes(std::span(&seconds, 1)), std::as_writable_bytes(std::span(all)));
+  return *std::max_element(all.begin(), all.end());
+}
+
 int32_t most_decode_rows(const WarmUpSizes& sizes) {
   return std::min(sizes.slots, sizes.max_tokens);
 }
@@ -118,6 +135,43 @@ void warm_up_all_sizes(Worker& worker, Backend& backend, const WarmUpSizes& size
     for (int pass = 0; pass < kPasses; ++pass) steps.decode(rows);
   }
   steps.sample(1);
+}
+
+void tune_prefill_parts(Worker& worker, Backend& backend, const WarmUpSizes& sizes,
+                        Communicator& host) {
+  constexpr size_t kLayers = 4;
+  constexpr int kTimes = 3;
+  constexpr double kWorthwhile = 0.99;  // less is noise
+  Decoder& decoder = worker.decoder();
+  if (!decoder.parts_are_open()) return;
+  WarmUp steps(worker, backend, sizes);
+  decoder.limit_layers(kLayers);
+  std::vector<PrefillParts::Choice> choices;
+  for (int32_t tokens = 512; tokens <= sizes.max_tokens; tokens *= 2) {
+    const auto time = [&](int eighths) {
+      decoder.set_parts(PrefillParts({{0, eighths, 0.0, 0.0}}));
+      steps.prefill(tokens);
+      double least = std::numeric_limits<double>::infinity();
+      for (int i = 0; i < kTimes; ++i) {
+        least = std::min(least, slowest(host, [&] { steps.prefill(tokens); }));
+      }
+      return least;
+    };
+    PrefillParts::Choice choice{tokens, 0, time(0), std::numeric_limits<double>::infinity()};
+    int best = 0;
+    for (const int eighths : {3, 4, 5}) {
+      const double seconds = time(eighths);
+      if (seconds >= choice.cut) continue;
+      choice.cut = seconds;
+      best = eighths;
+    }
+    if (choice.cut < choice.whole * kWorthwhile) choice.eighths = best;
+    choices.push_back(choice);
+  }
+  decoder.limit_layers(0);
+  decoder.set_parts(PrefillParts(std::move(choices)));
+  if (host.rank() != 0) return;
+  for (const std::string& line : decoder.parts().describe()) log::debug("{}", line);
 }
 
 }  // namespace trireme

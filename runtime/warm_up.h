@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/backend.h"
+#include "parallel/communicator.h"
 #include "runtime/worker.h"
 
 namespace trireme {
@@ -27,5 +28,11 @@ struct WarmUpSizes {
 void warm_up_largest(Worker& worker, Backend& backend, const WarmUpSizes& sizes);
 // Decode steps and prefills of all sizes that are told apart.
 void warm_up_all_sizes(Worker& worker, Backend& backend, const WarmUpSizes& sizes);
+
+// Measures from how many tokens on a prefill is faster in two parts, and cut where, and has the
+// decoder do so: the same on all tensor ranks of the stage, which are `host`'s, in host memory. A
+// few layers of each size are measured. Nothing to do where the decoder's parts are not open.
+void tune_prefill_parts(Worker& worker, Backend& backend, const WarmUpSizes& sizes,
+                        Communicator& host);
 
 }  // namespace trireme

@@ -124,6 +124,7 @@ Decoder::Decoder(const ModelConfig& config, const ParallelLayout& layout, int ra
       weights_(std::move(weights)),
       backend_(backend),
       sums_(sums),
+      parts_(PrefillParts::from_environment()),
       scratch_(std::make_shared<Scratch>()) {
   refuse_unknown(config, layout.stage(rank).layers);
   const int64_t logit_tokens = max_logits > 0 ? max_logits : max_tokens;
@@ -236,7 +237,7 @@ void Decoder::run_layers(int64_t tokens) {
   const MatrixView normed = a.normed.row_range(0, tokens);
   const MatrixView delta = a.delta.row_range(0, tokens);
   if (layout_.stage_of(rank_) == 0) embed(tokens);
-  const auto count = weights_.layers.size();
+  const size_t count = layer_count();
   const auto add = [&](const Buffer* norm) {
     sums_.add_rms_norm(residual, delta, norm == nullptr ? nullptr : norm->as<float>(),
                        config_.norm_eps, normed);
@@ -244,28 +245,95 @@ void Decoder::run_layers(int64_t tokens) {
   // Alone, a rank adds each block's output to the residual within the block's last product, and
   // normalizes within the next one's first. Tensor ranks sum before they add.
   const bool alone = sums_.size() == 1;
+  if (!alone && !scratch_->decode) {
+    if (const int64_t cut = parts_.cut(tokens); cut > 0) return run_layers_in_parts(tokens, cut);
+  }
   if (!alone && count > 0) {
     backend_.rms_norm(residual, weights_.layers[0].attn_norm.as<float>(), config_.norm_eps, normed);
   }
   for (size_t i = 0; i < count; ++i) {
-    attention(static_cast<int>(i), tokens, !alone);
+    const auto layer = static_cast<int>(i);
+    attention_input(layer, {0, tokens}, !alone);
+    attention(layer, tokens);
+    attention_output(layer, {0, tokens}, !alone);
     if (!alone) add(&weights_.layers[i].ffn_norm);
-    feed_forward(static_cast<int>(i), tokens, !alone);
+    feed_forward(layer, {0, tokens}, !alone);
     if (!alone) add(i + 1 < count ? &weights_.layers[i + 1].attn_norm : nullptr);
   }
 }
 
-// `normed`: a.normed holds the normalized input and the output goes to a.delta; else the residual
-// stream is normalized here and added to.
-void Decoder::attention(int layer, int64_t tokens, bool normed) {
+size_t Decoder::layer_count() const {
+  const size_t all = weights_.layers.size();
+  return most_layers_ == 0 ? all : std::min(most_layers_, all);
+}
+
+// A part's sum runs while the other part, and then the next block of its own, is multiplied:
+//   out A | out B    | ffn A    | ffn B    | qkv A    | qkv B, attention
+//           sum A      sum B      sum A      sum B
+// Attention is of all tokens: those of the second part see the first one's keys.
+void Decoder::run_layers_in_parts(int64_t tokens, int64_t cut) {
+  const std::array<Part, 2> parts{{{0, cut}, {cut, tokens - cut}}};
+  const Activations& a = scratch_->a;
+  const auto begin = [&](int part) {
+    const Part& p = parts[static_cast<size_t>(part)];
+    sums_.begin(part, a.delta.row_range(p.begin, p.count));
+  };
+  const auto end = [&](int part, const Buffer* norm) {
+    const Part& p = parts[static_cast<size_t>(part)];
+    sums_.end(part, a.hidden.row_range(p.begin, p.count), a.delta.row_range(p.begin, p.count),
+              norm == nullptr ? nullptr : norm->as<float>(), config_.norm_eps,
+              a.normed.row_range(p.begin, p.count));
+  };
+  const size_t count = layer_count();
+  if (count == 0) return;
+  backend_.rms_norm(hidden(tokens), weights_.layers[0].attn_norm.as<float>(), config_.norm_eps,
+                    a.normed.row_range(0, tokens));
+  for (size_t i = 0; i < count; ++i) {
+    const auto layer = static_cast<int>(i);
+    for (const int part : {0, 1}) {
+      if (i > 0) end(part, &weights_.layers[i].attn_norm);
+      attention_input(layer, parts[static_cast<size_t>(part)], true);
+    }
+    attention(layer, tokens);
+    for (const int part : {0, 1}) {
+      attention_output(layer, parts[static_cast<size_t>(part)], true);
+      begin(part);
+    }
+    for (const int part : {0, 1}) {
+      end(part, &weights_.layers[i].ffn_norm);
+      feed_forward(layer, parts[static_cast<size_t>(part)], true);
+      begin(part);
+    }
+  }
+  for (const int part : {0, 1}) end(part, nullptr);
+}
+
+// Queries, keys and values of these tokens. `normed`: a.normed holds the normalized input and the
+// block's output goes to a.delta; else the residual stream is normalized here and added to.
+void Decoder::attention_input(int layer, Part tokens, bool normed) {
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+  const Activations& a = scratch_->a;
+  const auto rows = [tokens](const MatrixView& view) {
+    return view.row_range(tokens.begin, tokens.count);
+  };
+  const std::array<LinearPart, 3> qkv{{{&w.q, pointer_or_null(w.q_bias), rows(a.q), false},
+                                       {&w.k, pointer_or_null(w.k_bias), rows(a.k), false},
+                                       {&w.v, pointer_or_null(w.v_bias), rows(a.v), false}}};
+  if (normed) {
+    backend_.linear(rows(a.normed), qkv);
+  } else {
+    backend_.norm_linear(rows(a.hidden), w.attn_norm.as<float>(), config_.norm_eps, rows(a.normed),
+                         qkv);
+  }
+}
+
+void Decoder::attention(int layer, int64_t tokens) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const auto global = layout_.stage(rank_).layers.begin + layer;
   const LayerConfig& config = config_.layers[static_cast<size_t>(global)];
   const KvLayerView& kv = scratch_->cache->layer(static_cast<int>(global));
   const auto group = static_cast<size_t>(scratch_->layer_group[static_cast<size_t>(global)]);
   const Activations& a = scratch_->a;
-  const MatrixView x = a.normed.row_range(0, tokens);
-  const MatrixView residual = hidden(tokens);
 
   QkvPrepare prepare;
   prepare.q = a.q.row_range(0, tokens);
@@ -277,38 +345,37 @@ void Decoder::attention(int layer, int64_t tokens, bool normed) {
   prepare.norm_eps = config_.norm_eps;
   prepare.rope = {scratch_->inv_freq[static_cast<size_t>(config.rope)].as<float>(),
                   config_.ropes[static_cast<size_t>(config.rope)].rotary_dim, 1.0f};
-  const std::array<LinearPart, 3> qkv{{{&w.q, pointer_or_null(w.q_bias), prepare.q, false},
-                                       {&w.k, pointer_or_null(w.k_bias), prepare.k, false},
-                                       {&w.v, pointer_or_null(w.v_bias), prepare.v, false}}};
-  if (normed) {
-    backend_.linear(x, qkv);
-  } else {
-    backend_.norm_linear(residual, w.attn_norm.as<float>(), config_.norm_eps, x, qkv);
-  }
   const AttentionParams params{prepare.q_heads, config.attention_scale, config.window,
                                config.attention_softcap};
-  const MatrixView attended = a.attended.row_range(0, tokens);
-  backend_.attention(prepare, params, scratch_->rows[group], kv, attended);
-  const LinearPart out{&w.o, pointer_or_null(w.o_bias),
-                       normed ? a.delta.row_range(0, tokens) : residual, !normed};
-  backend_.linear(attended, {&out, 1});
+  backend_.attention(prepare, params, scratch_->rows[group], kv, a.attended.row_range(0, tokens));
 }
 
-// As attention().
-void Decoder::feed_forward(int layer, int64_t tokens, bool normed) {
+// `normed` as in attention_input().
+void Decoder::attention_output(int layer, Part tokens, bool normed) {
+  const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
+  const Activations& a = scratch_->a;
+  const MatrixView& to = normed ? a.delta : a.hidden;
+  const LinearPart out{&w.o, pointer_or_null(w.o_bias), to.row_range(tokens.begin, tokens.count),
+                       !normed};
+  backend_.linear(a.attended.row_range(tokens.begin, tokens.count), {&out, 1});
+}
+
+// As attention_output().
+void Decoder::feed_forward(int layer, Part tokens, bool normed) {
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const auto global = layout_.stage(rank_).layers.begin + layer;
   const Activations& a = scratch_->a;
-  const MatrixView residual = hidden(tokens);
-  const MatrixView delta = a.delta.row_range(0, tokens);
+  const MatrixView residual = a.hidden.row_range(tokens.begin, tokens.count);
+  const MatrixView delta = a.delta.row_range(tokens.begin, tokens.count);
   if (w.down.empty()) {  // a rank without a part of the feed-forward adds nothing
     if (normed) backend_.fill_bytes(delta, 0);
     return;
   }
-  const MatrixView x = a.normed.row_range(0, tokens);
-  const MatrixView gate = a.gate.row_range(0, tokens);
+  const MatrixView x = a.normed.row_range(tokens.begin, tokens.count);
+  const MatrixView gate = a.gate.row_range(tokens.begin, tokens.count);
   const std::array<LinearPart, 2> parts{
-      {{&w.gate, nullptr, gate, false}, {&w.up, nullptr, a.up.row_range(0, tokens), false}}};
+      {{&w.gate, nullptr, gate, false},
+       {&w.up, nullptr, a.up.row_range(tokens.begin, tokens.count), false}}};
   backend_.gated_linear(normed ? x : residual, normed ? nullptr : w.ffn_norm.as<float>(),
                         config_.norm_eps, x, parts,
                         config_.layers[static_cast<size_t>(global)].activation);

@@ -12,6 +12,7 @@
 #include "parallel/layout.h"
 #include "runtime/model/config.h"
 #include "runtime/model/kv_cache.h"
+#include "runtime/model/prefill_parts.h"
 #include "runtime/model/tensor_sums.h"
 #include "runtime/model/weight_source.h"
 
@@ -87,17 +88,30 @@ class Decoder {
   // [tokens, hidden], contiguous, float32: what passes between stages.
   MatrixView hidden(int64_t tokens);
 
-  // For measurements: steps without the sums over the tensor ranks, whose results mean nothing; and
-  // these sums alone, as a step of `tokens` tokens has them.
+  // Where there are several tensor ranks, a prefill may be cut in two parts, so that one part's sums
+  // run beside the other's products. The same on all of them; results do not depend on it.
+  void set_parts(PrefillParts parts) { parts_ = std::move(parts); }
+  const PrefillParts& parts() const { return parts_; }
+  // Whether it is worth measuring: the backend has streams for it, and nobody has decided.
+  bool parts_are_open() const { return sums_.has_streams() && !parts_.decided(); }
+
+  // For measurements: only the stage's first so many layers, 0 for all; steps without the sums over
+  // the tensor ranks; the results of both mean nothing. And these sums alone, as a step of `tokens`
+  // tokens has them.
+  void limit_layers(size_t most) { most_layers_ = most; }
   void omit_sums(bool omit);
   void sum_only(int64_t tokens);
 
  private:
   struct Scratch;
   void run_layers(int64_t tokens);
+  void run_layers_in_parts(int64_t tokens, int64_t cut);
+  size_t layer_count() const;
   void embed(int64_t tokens);
-  void attention(int layer, int64_t tokens, bool normed);
-  void feed_forward(int layer, int64_t tokens, bool normed);
+  void attention_input(int layer, Part tokens, bool normed);
+  void attention(int layer, int64_t tokens);
+  void attention_output(int layer, Part tokens, bool normed);
+  void feed_forward(int layer, Part tokens, bool normed);
   MatrixView head(std::span<const int32_t> tokens, int64_t rows);
 
   const ModelConfig& config_;
@@ -106,7 +120,9 @@ class Decoder {
   DecoderWeights weights_;
   Backend& backend_;
   TensorSums& sums_;
+  PrefillParts parts_;
   bool omits_sums_ = false;
+  size_t most_layers_ = 0;
   std::shared_ptr<Scratch> scratch_;  // shared only so that Scratch can stay incomplete here
 };
 

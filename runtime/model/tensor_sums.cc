@@ -48,6 +48,10 @@ const SumChoice& SumTable::of(bool is_fused, int64_t bytes) const {
 TensorSums::TensorSums(Communicator& tp, Backend& backend, std::unique_ptr<PeerSums> peers)
     : tp_(tp), backend_(backend), peers_(std::move(peers)) {
   if (peers_ != nullptr) table_ = default_table(tp.size());
+  if (tp.size() > 1) beside_ = backend.make_side_stream();
+  if (beside_ != nullptr) {
+    for (Part& part : parts_) part = {backend.make_mark(), backend.make_mark()};
+  }
   const char* named = std::getenv("TRIREME_ALL_REDUCE");
   if (named == nullptr || *named == 0 || std::string(named) == "auto") return;
   for (const Way way : {Way::kCommunicator, Way::kOneShot, Way::kTwoShots}) {
@@ -94,6 +98,33 @@ void TensorSums::add_rms_norm(MatrixView residual, MatrixView delta, const float
                               MatrixView out) {
   if (omitted_) return backend_.add_rms_norm(residual, delta, weight, eps, out);
   run_fused(choose(true, delta.rows, delta.cols, delta.dtype), residual, delta, weight, eps, out);
+}
+
+// What goes through peers' memory is too small to be worth a second stream: all of it is in end().
+void TensorSums::begin(int part, MatrixView delta) {
+  const SumChoice choice = choose(true, delta.rows, delta.cols, delta.dtype);
+  if (omitted_ || choice.way != Way::kCommunicator) return;
+  void* stream = backend_.stream();
+  Part& marks = parts_[static_cast<size_t>(part)];
+  if (beside_ != nullptr) {
+    marks.computed->set(stream);
+    stream = beside_->native();
+    marks.computed->await(stream);
+  }
+  tp_.all_reduce_sum(delta.data, delta.rows * delta.cols, delta.dtype, {stream});
+  if (beside_ != nullptr) marks.summed->set(stream);
+}
+
+void TensorSums::end(int part, MatrixView residual, MatrixView delta, const float* weight,
+                     float eps, MatrixView out) {
+  const SumChoice choice = choose(true, delta.rows, delta.cols, delta.dtype);
+  if (!omitted_ && choice.way != Way::kCommunicator) {
+    return run_fused(choice, residual, delta, weight, eps, out);
+  }
+  if (!omitted_ && beside_ != nullptr) {
+    parts_[static_cast<size_t>(part)].summed->await(backend_.stream());
+  }
+  backend_.add_rms_norm(residual, delta, weight, eps, out);
 }
 
 // Every rank measures the same ways in the same order; what counts is the slowest rank's time.

@@ -2,6 +2,7 @@
 // kernels of the backend in memory that the ranks map from each other, where that is faster.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -52,6 +53,15 @@ class TensorSums {
   void add_rms_norm(MatrixView residual, MatrixView delta, const float* weight, float eps,
                     MatrixView out);
 
+  // add_rms_norm() in two halves: the sum begins after what is queued, and ops that are queued
+  // between the two run beside it, where the backend has streams. A sum for each `part` (0 or 1)
+  // may be on its way; they end in the order in which they began. `delta` as in add_rms_norm().
+  void begin(int part, MatrixView delta);
+  void end(int part, MatrixView residual, MatrixView delta, const float* weight, float eps,
+           MatrixView out);
+  // Whether sums can run beside ops at all.
+  bool has_streams() const { return beside_ != nullptr; }
+
   // For measurements: every rank keeps its own terms for the sum.
   void omit(bool omit) { omitted_ = omit; }
 
@@ -71,9 +81,15 @@ class TensorSums {
   void run_fused(const SumChoice& choice, MatrixView residual, MatrixView delta,
                  const float* weight, float eps, MatrixView out);
 
+  struct Part {
+    std::unique_ptr<StreamMark> computed, summed;
+  };
+
   Communicator& tp_;
   Backend& backend_;
   std::unique_ptr<PeerSums> peers_;
+  std::unique_ptr<SideStream> beside_;  // of begin()
+  std::array<Part, 2> parts_;
   SumTable table_;
   bool forced_ = false;
   bool omitted_ = false;

@@ -148,6 +148,36 @@ TEST_P(GpuModel, ChunksChangeLittle) {
   if (world->rank() == 0) std::printf("  chunks: worst relative L2 %.2e\n", worst);
 }
 
+// A prompt whose sums run beside products, through NCCL as those of long prompts, against the
+// whole.
+TEST_P(GpuModel, PartsChangeLittle) {
+  if (world->size() == 1) GTEST_SKIP() << "nothing is summed by one rank";
+  setenv("TRIREME_ALL_REDUCE", "communicator", 1);
+  double worst = 0;
+  for_each(3, [&](ModelRank& model, const FixtureEntry&, const Expected& expected) {
+    const auto run = [&](std::vector<PrefillParts::Choice> parts) {
+      model.decoder().set_parts(PrefillParts(std::move(parts)));
+      std::vector<Chunk> chunks;
+      for (const int s : {0, 1, 2}) {
+        model.restart(s);
+        chunks.push_back({s, expected.prompts[static_cast<size_t>(s) + 4].ids, 3});
+      }
+      return model.step(chunks).values;
+    };
+    const auto whole = run({});
+    for (const int eighths : {1, 4, 7}) {
+      for (int again = 0; again < 10; ++again) {
+        const auto cut = run({{0, eighths, 0.0, 0.0}});
+        const double error = relative_l2(std::span<const float>(cut), std::span(whole));
+        EXPECT_LT(error, kOrderTolerance / finer(GetParam())) << eighths << "/8";
+        worst = std::max(worst, error);
+      }
+    }
+  });
+  unsetenv("TRIREME_ALL_REDUCE");
+  if (world->rank() == 0) std::printf("  parts: worst relative L2 %.2e\n", worst);
+}
+
 // A prompt and decode steps in company of others, against the same alone.
 TEST_P(GpuModel, BatchesChangeLittle) {
   double worst = 0;

@@ -1,14 +1,19 @@
 """clients/python/generate.py against a server: the text of `trireme generate`, errors, stops.
 
-Needs grpcio, grpcio-tools of 1.32 or later (Debian 12's is older) and TRIREME_SMOLLM2; without them
-the test is skipped (exit 77).
+Needs grpcio, grpcio-tools of 1.32 or later (Debian 12's is older; launch/fetch_python gets them and
+says what TRIREME_PYTHON_PATH should be) and TRIREME_SMOLLM2; without them the test is skipped (exit
+77).
 """
+import os
 import subprocess
 import sys
 import unittest
 
 from program import ROOT, SMOLLM2, Server, call_json
 
+if os.environ.get("TRIREME_PYTHON_PATH"):
+    sys.path.insert(0, os.environ["TRIREME_PYTHON_PATH"])
+    os.environ["PYTHONPATH"] = os.environ["TRIREME_PYTHON_PATH"]  # of the clients
 try:
     import grpc  # noqa: F401
     from grpc_tools.protoc import _protos_and_services  # noqa: F401  what generate.py rests on

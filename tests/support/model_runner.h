@@ -69,7 +69,7 @@ class ModelRank {
   // Forgets a sequence's tokens.
   void restart(int sequence) { positions_[static_cast<size_t>(sequence)] = 0; }
 
-  const Decoder& decoder() const { return *decoder_; }
+  Decoder& decoder() { return *decoder_; }
 
  private:
   void make_batch(std::span<const Chunk> chunks);

@@ -1,4 +1,4 @@
-foreach(name config gguf safetensors)
+foreach(name config gguf prefill_parts safetensors)
   trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_model)
 endforeach()
 trireme_test(parity_test SOURCES parity_test.cc DEPENDS trireme_test_model TIMEOUT 120

@@ -1,5 +1,6 @@
 // What must not change the answer: the instruction set (within rounding), the cut of a prompt into
-// chunks, the company in a batch, the block size. And windows see exactly what they should.
+// chunks, and of a chunk into the parts that hide sums, the company in a batch, the block size. And
+// windows see exactly what they should.
 #include <gtest/gtest.h>
 
 #include <random>
@@ -86,6 +87,38 @@ TEST_P(EveryModel, AnswersTheSameBitsForAnyChunks) {
   for (const size_t chunk : {1, 17}) {
     EXPECT_EQ(run_in_chunks(*source_, options, some, chunk), whole) << "chunks of " << chunk;
   }
+}
+
+// Three sequences of several lengths, then the next tokens of all: the cuts fall within sequences
+// and between them.
+TEST_P(EveryModel, AnswersTheSameBitsInTwoParts) {
+  RunOptions options;
+  options.isa = best_cpu_isa();
+  options.layout = uniform(3, 1);
+  options.sequences = 3;
+  run_model(*source_, options, [&](ModelRank& model, int rank) {
+    const auto run = [&](PrefillParts parts) {
+      model.decoder().set_parts(std::move(parts));
+      std::vector<float> all;
+      for (int s = 0; s < options.sequences; ++s) model.restart(s);
+      for (const size_t begin : {0, 11}) {
+        std::vector<Chunk> chunks;
+        for (const int s : {0, 1, 2}) {
+          const auto& ids = expected_.prompts[static_cast<size_t>(s) + 3].ids;
+          chunks.push_back({s, std::span(ids).subspan(begin, begin == 0 ? 11 : 5), 3});
+        }
+        const Logits& logits = model.step(chunks);
+        all.insert(all.end(), logits.values.begin(), logits.values.end());
+      }
+      return all;
+    };
+    const auto whole = run(PrefillParts(std::vector<PrefillParts::Choice>{}));
+    for (const int eighths : {1, 4, 7}) {
+      const auto cut = run(PrefillParts({{0, eighths, 0.0, 0.0}}));
+      if (rank != 0) continue;
+      EXPECT_EQ(cut, whole) << eighths << "/8";
+    }
+  });
 }
 
 TEST_P(EveryModel, AnswersTheSameBitsInABatch) {
