@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Speed of the tokenizers on one core, beside Hugging Face's tokenizers, SentencePiece and tiktoken.
 
-    bench/tokenizer_suite.py BUILD_FOLDER [CACHE_FOLDER] >> bench/results/tokenizer.jsonl
+    bench/tokenizer_suite.py BUILD_FOLDER [CACHE_FOLDER [NAME…]] >> bench/results/tokenizer.jsonl
 
 Needs tokenizers, sentencepiece and tiktoken; CACHE_FOLDER is that of
 tests/fixtures/check_tokenizers.py, whose real vocabularies are then measured too. Everything in
-CPU seconds, so that a busy machine disturbs little. One JSON object a case: ours and theirs in MB/s (1 MB of text each), and
-`of_ordinary`: how many times as long a hostile text takes as the ordinary one.
+CPU seconds, so that a busy machine disturbs little. Lines as bench/README.md has them: MB/s of 1 MB of text; the baseline of
+ordinary text is the other tokenizer, that of a hostile one our ordinary text.
 """
 
 import gzip
@@ -65,7 +65,7 @@ def judged(judge):
     return kind, judge.encode
 
 
-def main(build, cache=None):
+def main(build, cache=None, *names):
     program = pathlib.Path(build) / "bench" / "tokenizer_bench"
     work = pathlib.Path(tempfile.mkdtemp())
     cases = []
@@ -78,6 +78,7 @@ def main(build, cache=None):
     if cache:
         import check_tokenizers
         for name, make in check_tokenizers.cases(pathlib.Path(cache)).items():
+            if names and not any(n in name for n in names): continue
             judge = make()
             cases.append((name, judge.path, lambda judge=judge: judged(judge)))
     files = {}
@@ -85,20 +86,25 @@ def main(build, cache=None):
         files[name] = work / f"{name}.txt"
         files[name].write_text(text, newline="")
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.machine())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True).stdout.strip()
+    about = {"device": f"{cpu}, one core", "commit": commit, "date": time.strftime("%Y-%m-%d"), "command": "bench/tokenizer_suite.py"}
     for name, path, other in cases:
+        if names and not any(n in name for n in names): continue
         done = subprocess.run([program, path, *files.values()], capture_output=True, check=True, text=True)
         rows = {row["text"]: row for row in map(json.loads, done.stdout.splitlines())}
         kind, encode = other()
         for text, file in files.items():
             row = rows[text]
-            result = {"tokenizer": name, "text": text, "bytes": row["bytes"], "ids": row["ids"], "ours_mb_s": row["encode_mb_s"],
-                      "of_ordinary": round(rows["ordinary"]["encode_mb_s"] / row["encode_mb_s"], 2),
-                      "decode_mb_s": row["decode_mb_s"], "stream_ns_per_id": row["stream_ns_per_id"]}
+            result = {"name": f"tokenizer {name}, {text}", "value": row["encode_mb_s"], "unit": "MB/s"}
             if text == "ordinary":  # the others take minutes on some of the hostile ones
                 content = file.read_text()
                 theirs = row["bytes"] / 1e6 / seconds(lambda: encode(content))
-                result |= {"other": kind, "theirs_mb_s": round(theirs, 3), "ratio": round(row["encode_mb_s"] / theirs, 2)}
-            print(json.dumps(result | {"cpu": cpu}), flush=True)
+                result |= {"baseline": round(theirs, 3), "baseline_of": kind, "ratio": round(row["encode_mb_s"] / theirs, 2),
+                           "decode_mb_s": row["decode_mb_s"], "stream_ns_per_id": row["stream_ns_per_id"]}
+            else:
+                usual = rows["ordinary"]["encode_mb_s"]
+                result |= {"baseline": usual, "ratio": round(row["encode_mb_s"] / usual, 2)}
+            print(json.dumps(result | about), flush=True)
 
 
 if __name__ == "__main__":

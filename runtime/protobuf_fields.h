@@ -55,7 +55,7 @@ class ProtobufFields {
   uint64_t fixed(size_t length) {
     uint64_t value = 0;  // little-endian, as this host is
     const std::string_view bytes = take(length);
-    std::memcpy(&value, bytes.data(), bytes.size());
+    if (!broken_) std::memcpy(&value, bytes.data(), length);
     return value;
   }
   uint64_t varint() {

@@ -131,6 +131,8 @@ struct TokenizerSpec {
 // beside it. Throws kDataLoss with the file and the missing or wrong field (e.g. no merges),
 // kUnimplemented naming a model type, normalizer or pre-tokenizer that is not supported.
 TokenizerSpec read_tokenizer_json(const std::string& path);
+// The same from a file's text, without the template; `source` is for messages.
+TokenizerSpec parse_tokenizer_json(std::string_view text, const std::string& source);
 
 // The Jinja source from chat_template.jinja or tokenizer_config.json in `folder`; "" if none.
 std::string read_chat_template(const std::string& folder);

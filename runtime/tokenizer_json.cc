@@ -155,10 +155,11 @@ std::string read_chat_template(const std::string& name) {
   return template_of(JsonField(root, config, "").object());
 }
 
-TokenizerSpec read_tokenizer_json(const std::string& path) {
-  const json value = read_json_file(path);
+namespace {
+
+TokenizerSpec spec_of(const json& value, const std::string& source) {
   TokenizerSpec spec;
-  spec.source = path;
+  spec.source = source;
   const JsonField root(value, spec.source, "");
   if (!value.is_object()) root.lose("not a JSON object");
   read_model(root, spec);
@@ -167,6 +168,17 @@ TokenizerSpec read_tokenizer_json(const std::string& path) {
   read_pre_tokenizer(root, spec);
   read_post_processor(root, spec);
   read_decoder(root, spec);
+  return spec;
+}
+
+}  // namespace
+
+TokenizerSpec parse_tokenizer_json(std::string_view text, const std::string& source) {
+  return spec_of(parse_json(text, source), source);
+}
+
+TokenizerSpec read_tokenizer_json(const std::string& path) {
+  TokenizerSpec spec = spec_of(read_json_file(path), path);
   spec.chat_template = read_chat_template(std::filesystem::path(path).parent_path());
   return spec;
 }

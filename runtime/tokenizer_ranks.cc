@@ -199,8 +199,9 @@ TokenizerSpec read_ranks(std::string_view text, const std::string& source) {
   return spec;
 }
 
-TokenizerSpec read_tekken(const std::string& path) {
-  const nlohmann::json value = read_json_file(path);
+namespace {
+
+TokenizerSpec tekken_spec(const nlohmann::json& value, const std::string& path) {
   const JsonField root(value, path, "");
   if (!value.is_object()) root.lose("not a JSON object");
   const JsonField config = root["config"].object();
@@ -225,6 +226,16 @@ TokenizerSpec read_tekken(const std::string& path) {
   }
   spec.prefix_ids = {1};
   return spec;
+}
+
+}  // namespace
+
+TokenizerSpec parse_tekken(std::string_view text, const std::string& source) {
+  return tekken_spec(parse_json(text, source), source);
+}
+
+TokenizerSpec read_tekken(const std::string& path) {
+  return tekken_spec(read_json_file(path), path);
 }
 
 }  // namespace trireme

@@ -19,5 +19,6 @@ bool is_ranks(std::string_view text);
 
 // tekken.json; throws kDataLoss with the field that is missing or wrong.
 TokenizerSpec read_tekken(const std::string& path);
+TokenizerSpec parse_tekken(std::string_view text, const std::string& source);
 
 }  // namespace trireme

@@ -1,0 +1,10 @@
+// tekken.json.
+#include "runtime/tokenizer_ranks.h"
+#include "tests/fuzz/fuzz_tokenizer.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  return trireme::fuzz::run([&] {
+    const std::string_view text(reinterpret_cast<const char*>(data), size);
+    trireme::fuzz::use(trireme::parse_tekken(text, "tekken.json"));
+  });
+}
