@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <regex>
 #include <thread>
 #include <utility>
 
@@ -17,9 +18,24 @@ using Clock = std::chrono::system_clock;
 constexpr std::chrono::seconds kUnaryTimeout{30};
 namespace health = grpc::health::v1;
 
+// gRPC would try for ever. Targets of its own forms (dns:…, unix:…, ipv4:…) are left to it.
+void check_server(const std::string& server) {
+  static const std::regex form(R"((\[[^\]]+\]|[^:\[\]]+):([0-9]{1,5}))");
+  static const std::regex target(R"((dns|unix|unix-abstract|vsock|ipv4|ipv6|xds):.*)");
+  std::smatch parts;
+  if (std::regex_match(server, target)) return;
+  if (std::regex_match(server, parts, form)) {
+    const int port = std::stoi(parts[2]);
+    if (port >= 1 && port <= 65535) return;
+  }
+  fail(ErrorCode::kInvalidArgument, "server: '{}' is not HOST:PORT with a port from 1 to 65535",
+       server);
+}
+
 }  // namespace
 
 std::shared_ptr<grpc::Channel> make_channel(const std::string& server) {
+  check_server(server);
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 30'000);

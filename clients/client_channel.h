@@ -10,6 +10,7 @@
 
 namespace trireme {
 
+// Throws kInvalidArgument for what is not HOST:PORT or one of gRPC's own forms.
 std::shared_ptr<grpc::Channel> make_channel(const std::string& server);
 ErrorCode to_error_code(grpc::StatusCode code);
 // Throws Error unless `status` is OK.

@@ -37,6 +37,13 @@ void add_bench(CLI::App& app, CommandBody& body);
 void add_bench_serve(CLI::App& bench, CommandBody& body);
 void add_trace(CLI::App& app, CommandBody& body);
 
+// Checks of a flag's value, which say in one line what it must be. Only finite numbers pass.
+CLI::Validator at_least(double low);
+CLI::Validator more_than(double low);
+CLI::Validator between(double low, double high);
+// Of unsigned flags: CLI11 would take -1 and what is too large as some other number.
+CLI::Validator whole_number();
+
 // --model, --layout, --threads, --profile and the limits, into `options`.
 void add_instance_flags(CLI::App& command, InstanceOptions& options);
 

@@ -57,13 +57,13 @@ CLI::App* add_model_bench(CLI::App& bench, const char* name, const char* help, M
   auto* command = bench.add_subcommand(name, help);
   add_instance_flags(*command, options->instance);
   command->add_option("--prompt-tokens", options->model.prompt, "Length of each random prompt")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(between(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--batch", options->model.batch, "Sequences at a time")
-      ->check(CLI::Range(1, 4096))
+      ->check(between(1, 4096))
       ->capture_default_str();
   command->add_option("--repeats", options->model.repeats, "Runs; the median is reported")
-      ->check(CLI::Range(1, 1000))
+      ->check(between(1, 1000))
       ->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->callback([options, run, &body] {
@@ -106,9 +106,7 @@ void add_bench_overlap(CLI::App& bench, CommandBody& body) {
       "overlap", "A pipeline's decode beside its bound; communication and bubbles of each stage");
   add_instance_flags(*command, options->instance);
   const auto add = [&](const char* name, int32_t& target, const char* help, int32_t least) {
-    command->add_option(name, target, help)
-        ->check(CLI::Range(least, 1 << 20))
-        ->capture_default_str();
+    command->add_option(name, target, help)->check(between(least, 1 << 20))->capture_default_str();
   };
   add("--sequences", options->bench.sequences, "Sequences that decode at the same time", 1);
   add("--prompt-tokens", options->bench.prompt, "Length of each random prompt", 1);
@@ -134,7 +132,7 @@ void add_bench(CLI::App& app, CommandBody& body) {
       "--idle-share", decode->model.idle_share,
       "Stamp the GPU's steps, and tell the share of time in which it had nothing to do");
   command->add_option("--tokens", decode->model.tokens, "Tokens that each sequence generates")
-      ->check(CLI::Range(2, 1 << 20))
+      ->check(between(2, 1 << 20))
       ->capture_default_str();
   auto prefill = std::make_shared<BenchOptions>();
   prefill->model.prompt = 512;

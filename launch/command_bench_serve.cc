@@ -55,23 +55,26 @@ void add_bench_serve(CLI::App& bench, CommandBody& body) {
     return command->add_option(name, target, help)->capture_default_str();
   };
   add("--server", load.server, "HOST:PORT");
-  add("--requests", load.requests, "Requests that are measured")->check(CLI::Range(1, 1'000'000));
-  add("--warmup", load.warmup, "Requests before them")->check(CLI::NonNegativeNumber);
+  add("--requests", load.requests, "Requests that are measured")->check(between(1, 1'000'000));
+  add("--warmup", load.warmup, "Requests before them")->check(at_least(0));
   add("--concurrency", load.concurrency, "Closed loop: requests under way at any time")
-      ->check(CLI::Range(1, 10'000));
-  add("--rate", load.rate, "Poisson arrivals per second (0: closed loop)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(between(1, 10'000));
+  add("--rate", load.rate, "Poisson arrivals per second (0: closed loop)")->check(at_least(0));
   add("--prompt-tokens", options->prompt, "Prompt lengths: 128, 32-256 or @FILE");
   add("--output-tokens", options->output, "Output lengths: 128, 32-256 or @FILE");
   add("--text-file", load.text_file, "Take prompts from this text (default: random tokens)");
   add("--shared-prefix", load.share_prefix, "Part of every prompt that is common to all")
-      ->check(CLI::Range(0.0, 1.0));
-  add("--temperature", load.temperature, "0 is greedy");
-  add("--timeout", load.timeout_s, "Deadline of each request in seconds")
-      ->check(CLI::PositiveNumber);
-  add("--seed", load.seed, "Of lengths, prompts and arrivals");
+      ->check(between(0, 1));
+  add("--temperature", load.temperature, "0 is greedy")->check(at_least(0));
+  add("--timeout", load.timeout_s, "Deadline of each request in seconds")->check(more_than(0));
+  add("--seed", load.seed, "Of lengths, prompts and arrivals")->check(whole_number());
   add("--output", options->json_file, "Write the JSON report to this file");
-  add("--plot", options->svg_file, "Write an SVG plot to this file");
+  add("--plot", options->svg_file, "Write an SVG plot to this .svg file")
+      ->check(CLI::Validator(
+          [](std::string& path) {
+            return path.ends_with(".svg") ? "" : path + " does not end in .svg";
+          },
+          ""));
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->callback([options, &body] {
     body = [options](CommandContext& context) {

@@ -26,7 +26,8 @@ using Clock = std::chrono::steady_clock;
 
 struct ChatOptions {
   std::string server = "127.0.0.1:50051";
-  std::string prompt, system;
+  std::optional<std::string> prompt;  // none: an interactive talk
+  std::string system;
   bool raw = false, json = false;
   double wait_s = 10;
   SamplingFlags sampling;
@@ -204,7 +205,7 @@ void print_figures(const Answer& answer) {
 }
 
 int ask_once(Conversation& conversation, const ChatOptions& options) {
-  const Answer answer = conversation.ask(options.prompt, options.json);
+  const Answer answer = conversation.ask(*options.prompt, options.json);
   const int code = answer.finish == "aborted" ? 1 : 0;
   if (code != 0 && !answer.interrupted)
     std::fprintf(stderr, "\ntrireme: the server ended the answer\n");
@@ -248,13 +249,16 @@ int converse(Conversation& conversation) {
 int chat(CommandContext& context, ChatOptions& options) {
   log::init(context.log_level_given ? context.log_level : "warn");
   read_sampling_lists(options.sampling);
+  if (options.prompt && options.prompt->empty()) {
+    fail(ErrorCode::kInvalidArgument, "--prompt: it is empty");
+  }
   Client client(options.server);
   client.wait_healthy(std::chrono::milliseconds(static_cast<int64_t>(options.wait_s * 1000)));
   struct sigaction action {};
   action.sa_handler = on_interrupt;  // without SA_RESTART: Ctrl-C at the prompt ends the talk
   sigaction(SIGINT, &action, nullptr);
   Conversation conversation(client, options);
-  return options.prompt.empty() ? converse(conversation) : ask_once(conversation, options);
+  return options.prompt ? ask_once(conversation, options) : converse(conversation);
 }
 
 }  // namespace
@@ -267,7 +271,7 @@ void add_chat(CLI::App& app, CommandBody& body) {
   command->add_option("--system", options->system, "The system message (default: the template's)");
   command->add_flag("--raw", options->raw, "Send text as it is, in no chat format");
   command->add_option("--wait", options->wait_s, "Seconds to wait until the server is healthy")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   auto* json =
       command->add_flag("--json", options->json, "With --prompt: one JSON object on stdout");

@@ -217,11 +217,11 @@ void add_generate(CLI::App& app, CommandBody& body) {
   json->group("Output");
   output("--logprobs", options->top_logprobs, "Log-probabilities of each token and of the k best")
       ->needs(json)
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   output("--prompt-logprobs", options->top_prompt_logprobs,
          "The same of the prompt's tokens, from the second on")
       ->needs(json)
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
   const auto flag = [&](const char* name, bool& target, const char* help) {
     command->add_flag(name, target, help)->group("Output");
   };

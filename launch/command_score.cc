@@ -101,7 +101,8 @@ void add_score(CLI::App& app, CommandBody& body) {
   add_instance_flags(*command, options->instance);
   add_prompt_flags(*command, "text", options->prompt);
   command->add_option("--top-k", options->top_k, "Report the k likeliest tokens of each position")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0))
+      ->capture_default_str();
   command->add_flag("--json", options->json, "One JSON object on stdout");
   command->callback([options, &body] {
     body = [options](CommandContext& context) { return score(context, *options); };

@@ -179,15 +179,15 @@ void add_serve(CLI::App& app, CommandBody& body) {
       ->add_option("--frontend-threads", options->frontend_threads,
                    "Threads that tokenize and detokenize")
       ->group(group)
-      ->check(CLI::Range(1, 256))
+      ->check(between(1, 256))
       ->capture_default_str();
   command->add_option("--grace", options->grace_s, "Seconds that live requests have at the end")
       ->group(group)
-      ->check(CLI::Range(0.0, 3600.0))
+      ->check(between(0, 3600))
       ->capture_default_str();
   command->add_option("--keep", options->keep_s, "Seconds that an ended request can be attached to")
       ->group(group)
-      ->check(CLI::Range(0, 86400))
+      ->check(between(0, 86400))
       ->capture_default_str();
   command->callback([options, &body] {
     body = [options](CommandContext& context) { return serve(context, *options); };

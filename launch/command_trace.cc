@@ -33,8 +33,8 @@ std::vector<LoadRequest> make_load(const TraceOptions& options) {
   std::mt19937_64 random(options.seed);
   const auto draw = [&random](const LengthDistribution& lengths) {
     if (!lengths.values.empty()) return lengths.values[random() % lengths.values.size()];
-    return lengths.low + static_cast<int32_t>(
-                             random() % static_cast<uint64_t>(lengths.high - lengths.low + 1));
+    return lengths.low +
+           static_cast<int32_t>(random() % static_cast<uint64_t>(lengths.high - lengths.low + 1));
   };
   std::vector<LoadRequest> load;
   for (int32_t i = 0; i < options.sequences; ++i) load.push_back({draw(prompt), draw(output)});
@@ -118,8 +118,9 @@ int trace(CommandContext& context, TraceOptions& options) {
   session.run([&](Frontend& frontend) {
     const Engine& engine = session.instance().engine();
     // A few steps more: the results of the last ones are still on their way.
-    const uint64_t last = options.skip + options.steps +
-                          static_cast<uint64_t>(session.instance().scheduler_config().steps_in_flight);
+    const uint64_t last =
+        options.skip + options.steps +
+        static_cast<uint64_t>(session.instance().scheduler_config().steps_in_flight);
     run_load(frontend, session.instance(), load, options.seed,
              [&] { return engine.stats().scheduler.steps > last; });
   });
@@ -140,17 +141,23 @@ void add_trace(CLI::App& app, CommandBody& body) {
       "trace", "Run a load and write what every rank did in each step (Chrome trace JSON)");
   add_instance_flags(*command, options->instance);
   command->add_option("--steps", options->steps, "Steps to record")
-      ->check(CLI::Range(1, 1000000))
+      ->check(between(1, 1'000'000))
       ->capture_default_str();
-  command->add_option("--skip", options->skip, "Steps that come before")->capture_default_str();
+  command->add_option("--skip", options->skip, "Steps that come before")
+      ->check(whole_number())
+      ->capture_default_str();
   command->add_option("--sequences", options->sequences, "Requests, all sent at once")
-      ->check(CLI::Range(1, 4096))
+      ->check(between(1, 4096))
       ->capture_default_str();
-  command->add_option("--prompt-tokens", options->prompt, "Length of the random prompts: N or LOW-HIGH")
+  command
+      ->add_option("--prompt-tokens", options->prompt,
+                   "Length of the random prompts: N or LOW-HIGH")
       ->capture_default_str();
   command->add_option("--tokens", options->output, "Tokens that each generates: N or LOW-HIGH")
       ->capture_default_str();
-  command->add_option("--seed", options->seed, "Of lengths and prompts")->capture_default_str();
+  command->add_option("--seed", options->seed, "Of lengths and prompts")
+      ->check(whole_number())
+      ->capture_default_str();
   command->add_option("--out", options->out, "The file to write")->capture_default_str();
   command->add_flag("--json", options->json, "What was recorded, as one JSON object on stdout");
   command->callback([options, &body] {

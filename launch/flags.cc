@@ -1,9 +1,52 @@
 #include <CLI/CLI.hpp>
+#include <charconv>
+#include <cmath>
+#include <functional>
 
 #include "base/error.h"
 #include "launch/command.h"
 
 namespace trireme {
+namespace {
+
+CLI::Validator number(const std::string& description, const std::function<bool(double)>& passes) {
+  return {[=](std::string& text) {
+            double value = 0;
+            const char* end = text.data() + text.size();
+            const auto parsed = std::from_chars(text.data(), end, value);
+            const bool good = parsed.ec == std::errc() && parsed.ptr == end &&
+                              std::isfinite(value) && passes(value);
+            return good ? "" : fmt::format("'{}' is not a number {}", text, description);
+          },
+          ""};
+}
+
+}  // namespace
+
+CLI::Validator at_least(double low) {
+  return number(fmt::format("of at least {}", low), [low](double value) { return value >= low; });
+}
+
+CLI::Validator more_than(double low) {
+  return number(fmt::format("above {}", low), [low](double value) { return value > low; });
+}
+
+CLI::Validator between(double low, double high) {
+  return number(fmt::format("from {} to {}", low, high),
+                [low, high](double value) { return value >= low && value <= high; });
+}
+
+CLI::Validator whole_number() {
+  return {[](std::string& text) {
+            uint64_t value = 0;
+            const char* end = text.data() + text.size();
+            const auto parsed = std::from_chars(text.data(), end, value);
+            return parsed.ec == std::errc() && parsed.ptr == end
+                       ? ""
+                       : fmt::format("'{}' is not a whole number from 0 to {}", text, UINT64_MAX);
+          },
+          ""};
+}
 
 void add_instance_flags(CLI::App& command, InstanceOptions& options) {
   command.add_option("--model", options.model, "A .gguf file or a Hugging Face model directory")
@@ -40,9 +83,9 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
   command
       .add_option("--profile", options.profile, "Scheduling profile: latency, balanced, throughput")
       ->capture_default_str();
-  const std::string limits = "Limits (0: the profile's)";
+  const std::string limits = "Limits (0: the profile's, see launch/README.md)";
   const auto limit = [&](const char* name, int32_t& target, const char* help) {
-    command.add_option(name, target, help)->group(limits)->check(CLI::NonNegativeNumber);
+    command.add_option(name, target, help)->group(limits)->check(at_least(0));
   };
   limit("--token-budget", options.token_budget, "Tokens computed in one step");
   limit("--max-chunk", options.max_chunk, "Tokens of one prefill chunk");
@@ -72,7 +115,9 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
           [&options](const std::string& text) {
             options.kv_memory = parse_bytes(text, "--kv-memory");
           },
-          "Bytes of KV cache per rank, e.g. 512MiB")
+          "Bytes of KV cache per rank, e.g. 512MiB (default: what all sequences could use, within "
+          "half "
+          "of the free memory; on GPUs what is free)")
       ->group(kv);
   command
       .add_flag_callback(
@@ -82,9 +127,9 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
 }
 
 void add_prompt_flags(CLI::App& command, const std::string& text_flag, PromptFlags& prompt) {
-  auto* one = command.add_option_group("");  // without a name --help lists its options as others
+  auto* one = command.add_option_group("Prompt", "Exactly one of these");
   const auto add = [&](const std::string& name, auto& target, const char* help) {
-    one->add_option("--" + name, target, help)->group("Prompt (exactly one of these)");
+    one->add_option("--" + name, target, help);
   };
   add(text_flag, prompt.text, "The text");
   add(text_flag + "-file", prompt.text_file, "The text from a file (-: stdin)");

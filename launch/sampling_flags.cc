@@ -59,11 +59,11 @@ std::pair<int32_t, float> parse_bias(const std::string& text) {
 void add_choice_flags(CLI::App& command, SamplingFlags& flags) {
   SamplingParams& sampling = flags.params.sampling;
   const auto add = [&](const char* name, auto& target, const char* help) {
-    return command.add_option(name, target, help)->group("Sampling");
+    return command.add_option(name, target, help)->group("Sampling")->capture_default_str();
   };
-  add("--temperature", sampling.temperature, "0 is greedy")->capture_default_str();
+  add("--temperature", sampling.temperature, "0 is greedy");
   add("--top-k", sampling.top_k, "Keep the k likeliest tokens (0: all)");
-  add("--top-p", sampling.top_p, "Keep the likeliest tokens up to this mass");
+  add("--top-p", sampling.top_p, "Keep the likeliest tokens up to this mass (1: all)");
   add("--min-p", sampling.min_p, "Keep tokens of at least this part of the best one's probability");
   add("--repetition-penalty", sampling.repetition_penalty, "Over prompt and output (1: off)");
   add("--presence-penalty", sampling.presence_penalty, "Over the output (0: off)");
@@ -80,7 +80,8 @@ void add_choice_flags(CLI::App& command, SamplingFlags& flags) {
             flags.params.sampling.seed = seed;
             flags.params.seed_given = true;
           },
-          "Makes sampling repeatable")
+          "Makes sampling repeatable (default: a random one)")
+      ->check(whole_number())
       ->group("Sampling");
 }
 
@@ -91,7 +92,8 @@ void add_end_flags(CLI::App& command, SamplingFlags& flags) {
   };
   add("--max-tokens", params.sampling.max_tokens, "Tokens to generate at most")
       ->capture_default_str();
-  add("--min-tokens", params.sampling.min_tokens, "Tokens before the output may stop");
+  add("--min-tokens", params.sampling.min_tokens, "Tokens before the output may stop")
+      ->capture_default_str();
   add("--stop", params.stop, "Stop string; may be given several times");
   add("--stop-id", params.sampling.stop_ids, "Stop token id; may be given several times");
   command.add_flag("--include-stop", params.include_stop, "Leave the stop string in the text")

@@ -60,6 +60,9 @@ void StreamCall::open(const Open& open) {
     finish(cancel_status());
     return;
   }
+  stream_->on_give_up([weak = weak_from_this()] {
+    if (const auto call = weak.lock()) call->leave();
+  });
   to_message(*stream_, *event_.mutable_accepted());
   write(false);
 }
@@ -161,6 +164,22 @@ void StreamCall::OnCancel() {
   if (armed) Finish(cancel_status());
 }
 
-void StreamCall::OnDone() { self_.reset(); }
+// A write that a client does not take cannot be ended in any other way.
+void StreamCall::leave() {
+  {
+    std::lock_guard lock(mutex_);
+    request_id_.clear();  // it has ended, and another request may have taken the id
+  }
+  std::lock_guard lock(context_mutex_);
+  if (!done_) context_->TryCancel();
+}
+
+void StreamCall::OnDone() {
+  {
+    std::lock_guard lock(context_mutex_);
+    done_ = true;
+  }
+  self_.reset();
+}
 
 }  // namespace trireme

@@ -43,6 +43,7 @@ class StreamCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void ready();
   // False, and the call is finished, if it was cancelled; else it is now in `next`.
   bool enter(State next);
+  void leave();  // memory is short: the call is cancelled
   void finish(const grpc::Status& status);
   void write(bool last);
   grpc::Status cancel_status() const;
@@ -57,6 +58,10 @@ class StreamCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   State state_ = State::kDriving;
   bool cancelled_ = false;
   std::string request_id_;  // what a cancelled call may have to abort
+  // Held while the context is used by somebody who does not drive the call. Recursive because gRPC
+  // may go on to OnDone from within.
+  std::recursive_mutex context_mutex_;
+  bool done_ = false;
 
   // Of the driver:
   std::unique_ptr<OutputStream> stream_;

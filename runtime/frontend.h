@@ -47,7 +47,8 @@ struct FrontendConfig {
   int32_t max_logprobs = 20;  // -1: the vocabulary (offline tools)
   int32_t max_stop_strings = 16;
   std::chrono::milliseconds keep{60'000};  // how long an ended request can be attached to
-  int64_t max_ended_bytes = 256ll << 20;   // of ended requests' records; the oldest go first
+  // Of ended requests' records, those included that only slow readers hold: see RecordStore.
+  int64_t max_ended_bytes = 256ll << 20;
   int64_t max_intake_bytes = 256ll << 20;  // of posted work that no thread has taken up
 };
 

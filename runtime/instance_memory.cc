@@ -153,7 +153,7 @@ std::vector<int32_t> agree_on_kv_blocks(Communicator& control, const MemoryNeeds
   for (size_t rank = 0; rank < all.size(); ++rank) {
     const RankAccount& account = all[rank];
     if (needs.kv_memory > 0 && account.least_kv > std::min(needs.kv_memory, account.wanted_kv)) {
-      fail(ErrorCode::kResourceExhausted,
+      fail(ErrorCode::kInvalidArgument,
            "kv_memory: {} on rank {} hold too few tokens, {} are needed at least",
            format_bytes(needs.kv_memory), rank, format_bytes(account.least_kv));
     }

@@ -62,6 +62,9 @@ class OutputStream {
   // Calls `ready` once, when poll() has something: on this thread if it has now, else on a
   // frontend thread. It may be called after the stream is destroyed. At most one at a time.
   virtual void arm(std::function<void()> ready) = 0;
+  // Calls `given_up` at most once, on any thread, when an ended request that only its slow readers
+  // still hold has to make room: who reads on keeps it in memory, and should stop.
+  virtual void on_give_up(std::function<void()> given_up) = 0;
 };
 
 }  // namespace trireme

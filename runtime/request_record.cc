@@ -217,6 +217,12 @@ class RequestRecord::Reader final : public OutputStream {
     callback();
   }
 
+  void on_give_up(std::function<void()> callback) override {
+    std::lock_guard lock(record_->mutex_);
+    given_up_ = std::move(callback);
+  }
+  std::function<void()> give_up() { return std::exchange(given_up_, nullptr); }
+
   // With the record's lock: whether poll() would take something of this output.
   bool ready(int32_t index) const {
     const Cursor& cursor = cursors_[index];
@@ -241,7 +247,7 @@ class RequestRecord::Reader final : public OutputStream {
   std::shared_ptr<RequestRecord> record_;
   std::vector<Cursor> cursors_;
   int32_t turn_ = 0;
-  std::function<void()> armed_;
+  std::function<void()> armed_, given_up_;
 };
 
 namespace {
@@ -325,6 +331,13 @@ void RequestRecord::notify(int32_t output, Callbacks& due) {
     if (auto callback = reader->disarm()) due.push_back(std::move(callback));
   }
   changed_.notify_all();
+}
+
+void RequestRecord::give_up(Callbacks& due) {
+  std::lock_guard lock(mutex_);
+  for (Reader* reader : readers_) {
+    if (auto callback = reader->give_up()) due.push_back(std::move(callback));
+  }
 }
 
 std::unique_ptr<OutputStream> RequestRecord::read(std::shared_ptr<RequestRecord> record) {

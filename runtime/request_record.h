@@ -60,6 +60,9 @@ class RequestRecord {
   // Ends one output, or all (-1), that had not ended. True if any had not.
   bool end(int32_t output, FinishReason finish, const std::string& error, Callbacks& due);
 
+  // Tells the readers that they should go (OutputStream::on_give_up).
+  void give_up(Callbacks& due);
+
   bool ended() const;
   int64_t bytes() const;  // about what it holds
 

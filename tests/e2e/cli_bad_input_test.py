@@ -49,6 +49,48 @@ class BadInput(unittest.TestCase):
         self.assertEqual(call("--help").returncode, 0)
         self.assertEqual(call("--version").returncode, 0)
 
+    def test_help_lists_every_flag_of_the_contract(self):
+        instance = ["model", "layout", "device", "threads", "profile", "kv-memory", "max-context"]
+        sampling = ["temperature", "top-k", "top-p", "min-p", "repetition-penalty", "presence-penalty",
+                    "frequency-penalty", "logit-bias", "allowed-tokens", "banned-tokens", "seed",
+                    "max-tokens", "min-tokens", "stop", "stop-id", "include-stop", "ignore-eos"]
+        contract = {
+            "generate": [*instance, *sampling, "prompt", "prompt-file", "tokens", "n", "json",
+                         "prior-tokens", "logprobs", "prompt-logprobs", "echo"],
+            "score": [*instance, "text", "text-file", "tokens", "top-k", "json"],
+            "serve": [*instance, "listen", "port-file", "grace", "keep"],
+            "chat": [*sampling, "server", "prompt", "system", "raw", "wait", "json"],
+            "tokenize": ["model", "json"],
+            "detokenize": ["model", "json"],
+            "bench decode": [*instance, "batch", "repeats", "json"],
+            "bench prefill": [*instance, "prompt-tokens", "repeats", "json"],
+            "bench serve": ["server", "requests", "concurrency", "rate", "output", "plot", "json"],
+            "trace": [*instance, "steps", "skip", "out", "json"],
+        }
+        for command, flags in contract.items():
+            done = call(*command.split(), "--help")
+            self.assertEqual(done.returncode, 0)
+            listed = {word.rstrip(",") for word in done.stdout.decode().split()}
+            self.assertEqual([flag for flag in flags if f"--{flag}" not in listed], [], command)
+
+    def test_numbers_that_are_none(self):
+        for seed in ("-1", "18446744073709551616", "1.5", "x"):
+            self.generate("--seed", seed, says=["--seed", seed])
+        self.refused("trace", "--model", self.model, "--skip", "-1", says=["--skip", "-1"])
+        for grace in ("nan", "inf", "-1", "1e9"):
+            self.refused("serve", "--model", self.model, "--grace", grace, says=["--grace", grace])
+        self.generate("--kv-memory", "1", says=["kv_memory", "needed"])
+        self.refused("bench", "serve", "--rate", "-1", says=["--rate", "at least 0"])
+        self.refused("bench", "serve", "--timeout", "0", says=["--timeout", "above 0"])
+
+    def test_clients(self):
+        for server in ("", "localhost", "127.0.0.1:99999", "127.0.0.1:0", "a:b"):
+            self.refused("chat", "--server", server, "--prompt", "x", "--wait", "0",
+                         says=f"'{server}' is not HOST:PORT")
+            self.refused("bench", "serve", "--server", server, says=f"'{server}' is not HOST:PORT")
+        self.refused("chat", "--prompt", "", says="--prompt")
+        self.refused("bench", "serve", "--plot", "p.png", says=["--plot", ".svg"])
+
     def test_no_such_model(self):
         self.generate(model=self.folder / "nowhere", says="nowhere")
         self.generate(model=self.folder / "nowhere.gguf", says="nowhere.gguf", ranks=2)

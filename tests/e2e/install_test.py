@@ -44,8 +44,17 @@ class Install(unittest.TestCase):
         mpirun = self.prefix / "share/trireme/launch/mpirun"
         self.assertEqual(self.generate(mpirun, "-n", 2), self.generate())
 
+    def test_the_installed_serve_finds_the_program(self):
+        environment = {key: value for key, value in os.environ.items() if key != "TRIREME"}
+        done = subprocess.run([self.prefix / "share/trireme/launch/serve", "1", "--model", "/nowhere"],
+                              capture_output=True, text=True, timeout=60, env=environment)
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertIn(str(self.program), done.stderr)  # the line that it runs
+        self.assertIn("/nowhere", done.stderr)
+
     def test_what_comes_with_it_is_there(self):
-        for name in ("proto/trireme/v1/trireme.proto", "cluster_configs"):
+        for name in ("proto/trireme/v1/trireme.proto", "cluster_configs", "launch/serve.sbatch",
+                     "launch/README.md"):
             self.assertTrue((self.prefix / "share/trireme" / name).exists(), name)
         self.assertTrue((self.prefix / "share/doc/trireme/LICENSE").exists())
 

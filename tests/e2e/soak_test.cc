@@ -378,6 +378,10 @@ TEST_P(Soak, LeavesNothingBehind) {
   EXPECT_EQ(tally_.wrong, 0);
   EXPECT_GT(tally_.ended, clients_ / 4);
   EXPECT_GT(tally_.attached, 0);
+  EXPECT_GT(tally_.cancelled, 0);
+  EXPECT_GT(tally_.aborted, 0);
+  EXPECT_GT(tally_.late, 0);
+  EXPECT_GT(tally_.refused, 0);
   EXPECT_GT(load.preemptions(), 0);
   EXPECT_GT(samples.most_running, std::min(clients_, 50) / 2);
   EXPECT_LE(samples.waste(), 0.04);

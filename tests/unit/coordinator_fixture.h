@@ -26,6 +26,8 @@ struct Options {
   std::vector<std::string> words = {};
   bool tokenizer = true;
   int32_t max_context = 10'000;
+  std::chrono::milliseconds keep{60'000};
+  int64_t max_ended_bytes = 256 << 20;
 };
 
 // Engine, frontend, server and a client of it.
@@ -39,6 +41,8 @@ class Service {
     config.vocab = kVocab;
     config.max_context = options.max_context;
     config.eos_ids = {kEos};
+    config.keep = options.keep;
+    config.max_ended_bytes = options.max_ended_bytes;
     frontend.emplace(engine, options.tokenizer ? &tokenizer_ : nullptr, config);
     coordinator.emplace(listen);
     ServerDescription description;

@@ -304,5 +304,52 @@ TEST(Coordinator, AStalledClientHoldsUpNobody) {
   EXPECT_EQ(outcome.ends, 1);
 }
 
+// Eight clients stop reading, and their requests end and are kept no longer: what they still hold
+// is within the limit, since those that ended first are let go of. The others are served to the
+// end.
+TEST(Coordinator, StalledClientsHoldNoMoreThanTheLimit) {
+  constexpr int32_t kTokens = 2000;
+  constexpr int64_t kRecord = int64_t{kTokens} * 1000;
+  Service service({.script = [](const Sequence&) { return kWords; },
+                   .words = {std::string(1000, 'x')},
+                   .max_context = kTokens + 10,
+                   .keep = std::chrono::milliseconds(0),
+                   .max_ended_bytes = 5 * kRecord});
+  grpc::ChannelArguments small;  // else the client's windows grow to megabytes
+  small.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  small.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 65535);
+  const auto stub = v1::Trireme::NewStub(
+      grpc::CreateCustomChannel(service.address(), grpc::InsecureChannelCredentials(), small));
+  constexpr size_t kClients = 8;
+  std::vector<grpc::ClientContext> contexts(kClients);
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateEvent>>> streams;
+  v1::GenerateEvent event;
+  for (size_t i = 0; i < kClients; ++i) {
+    streams.push_back(stub->Generate(&contexts[i], request(kTokens)));
+    ASSERT_TRUE(streams.back()->Read(&event));
+    for (int32_t t = 0; t < kTokens; ++t) service.engine.step();
+    EXPECT_TRUE(eventually([&] { return service.frontend->live_requests() == 0; }));
+  }
+  EXPECT_TRUE(eventually([&] { return service.frontend->record_bytes() <= 5 * kRecord; }));
+  EXPECT_GT(service.frontend->record_bytes(), 2 * kRecord);
+  size_t whole = 0, cancelled = 0;
+  for (size_t i = 0; i < kClients; ++i) {
+    Outcome outcome;
+    while (streams[i]->Read(&event)) take(event, outcome);
+    const grpc::Status status = streams[i]->Finish();
+    if (status.ok()) {
+      ++whole;
+      EXPECT_EQ(outcome.text.size(), static_cast<size_t>(kRecord)) << i;
+    } else {
+      ++cancelled;
+      EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED) << i;
+      EXPECT_EQ(whole, 0u) << "the oldest are let go of first";
+    }
+  }
+  EXPECT_GE(whole, 3u);
+  EXPECT_GE(cancelled, 3u);
+  EXPECT_TRUE(eventually([&] { return service.frontend->record_bytes() == 0; }));
+}
+
 }  // namespace
 }  // namespace trireme::test
