@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes a Llama-shaped GGUF file with random weights, for speed measurements without a checkpoint.
 
-usage: make_model.py OUT.gguf [--format bf16|f32|q8_0|q4_0|q4_1] [--hidden N] [--layers N] [--heads N]
+usage: make_model.py OUT.gguf [--format FORMAT] [--hidden N] [--layers N] [--heads N]
                      [--kv-heads N] [--ffn N] [--vocab N] [--context N] [--seed N]
 
 The default is a model of 1.1 billion parameters (TinyLlama's shape). Needs numpy. The file has no
@@ -14,7 +14,15 @@ import numpy as np
 
 # GGUF tensor type, elements and bytes of a block.
 FORMATS = {"f32": (0, 1, 4), "q4_0": (2, 32, 18), "q4_1": (3, 32, 20), "q8_0": (8, 32, 34),
-           "bf16": (30, 1, 2)}
+           "bf16": (30, 1, 2), "q5_0": (6, 32, 22), "q5_1": (7, 32, 24), "iq4_nl": (20, 32, 18),
+           "q2_k": (10, 256, 84), "q3_k": (11, 256, 110), "q4_k": (12, 256, 144),
+           "q5_k": (13, 256, 176), "q6_k": (14, 256, 210)}
+# Of a quantized block: where its scale is, the deviation of what the scale multiplies where bytes are
+# random, where its minimum is, and the minimum over the scale that centres the values.
+SCALES = {"q8_0": (0, 74.0), "q4_0": (0, 4.6), "q4_1": (0, 4.6, 2, -7.5), "q5_0": (0, 9.2),
+          "q5_1": (0, 9.2, 2, -15.5), "iq4_nl": (0, 69.0), "q2_k": (80, 14.0, 82, 1.5),
+          "q3_k": (108, 42.0), "q4_k": (0, 250.0, 2, 7.5), "q5_k": (0, 500.0, 2, 15.5),
+          "q6_k": (208, 1360.0)}
 UINT32, FLOAT32, STRING = 4, 6, 8
 ALIGNMENT = 32
 
@@ -80,10 +88,11 @@ def values(random, rows, cols, name):
         return (wide.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     _, elements, width = FORMATS[name]
     blocks = random.integers(0, 256, (rows * cols // elements, width), np.uint8)
-    # Uniform quants have a deviation of 74 (8 bits) or 4.6 (4 bits); q4_1 is centred by its minimum.
-    step = scale / (74.0 if name == "q8_0" else 4.6)
-    head = np.array([step] + ([-7.5 * step] if name == "q4_1" else []), np.float16)
-    blocks[:, : head.nbytes] = head.view(np.uint8)
+    at, deviation, *least = SCALES[name]
+    step = scale / deviation
+    blocks[:, at:at + 2] = np.array([step], np.float16).view(np.uint8)
+    if least:
+        blocks[:, least[0]:least[0] + 2] = np.array([step * least[1]], np.float16).view(np.uint8)
     return blocks.tobytes()
 
 
