@@ -113,13 +113,23 @@ TEST(Frontend, RecordsGoAfterTheirTimeAndOverTheLimit) {
     Frontend frontend(engine, &tokenizer, short_lived);
     GenerateParams params = request(1);
     params.request_id = "a";
-    const auto stream = frontend.generate(params);
+    auto stream = frontend.generate(params);
     EXPECT_THROW(frontend.generate(params), Error);  // the id is in use
     engine.step();
     drain(*stream);
-    for (int i = 0; i < 2000 && frontend.record_bytes() > 0; ++i) std::this_thread::sleep_for(1ms);
+    const auto gone = [&] {
+      try {
+        frontend.attach("a", {});
+        return false;
+      } catch (const Error&) {
+        return true;
+      }
+    };
+    for (int i = 0; i < 2000 && !gone(); ++i) std::this_thread::sleep_for(1ms);
+    EXPECT_TRUE(gone());
+    EXPECT_GT(frontend.record_bytes(), 0);  // its reader holds it
+    stream.reset();
     EXPECT_EQ(frontend.record_bytes(), 0);
-    EXPECT_THROW(frontend.attach("a", {}), Error);
     frontend.generate(params);  // the id is free again
     engine.step();
   }
