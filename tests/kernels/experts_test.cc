@@ -188,7 +188,9 @@ TEST_P(ExpertsTest, TiesGoToTheLowerNumber) {
   Sizes sizes{.experts = 5, .per_token = 2, .first = 0, .held = 5, .hidden = 16, .ffn = 8};
   Mixture m = make_mixture(b, sizes, QuantFormat::kF32);
   // All rows of the router are its first.
-  m.router->slice.row = [&router = *m.router](int64_t) { return router.bytes.data(); };
+  m.router->slice.row = [&router = *m.router](int64_t, std::byte*) {
+    return router.bytes.data();
+  };
   for (int e = 1; e < sizes.experts; ++e) {
     std::copy_n(m.router->values.begin(), sizes.hidden,
                 m.router->values.begin() + e * sizes.hidden);
