@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
-#include <regex>
+#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -18,16 +18,21 @@ using Clock = std::chrono::system_clock;
 constexpr std::chrono::seconds kUnaryTimeout{30};
 namespace health = grpc::health::v1;
 
-// gRPC would try for ever. Targets of its own forms (dns:…, unix:…, ipv4:…) are left to it.
+// gRPC would try for ever. Targets of its own forms are left to it.
 void check_server(const std::string& server) {
-  static const std::regex form(R"((\[[^\]]+\]|[^:\[\]]+):([0-9]{1,5}))");
-  static const std::regex target(R"((dns|unix|unix-abstract|vsock|ipv4|ipv6|xds):.*)");
-  std::smatch parts;
-  if (std::regex_match(server, target)) return;
-  if (std::regex_match(server, parts, form)) {
-    const int port = std::stoi(parts[2]);
-    if (port >= 1 && port <= 65535) return;
+  for (const char* form : {"dns:", "unix:", "unix-abstract:", "vsock:", "ipv4:", "ipv6:", "xds:"}) {
+    if (server.starts_with(form)) return;
   }
+  const size_t colon = server.rfind(':');
+  const bool split = colon != std::string::npos && colon > 0;
+  const std::string_view host = std::string_view(server).substr(0, split ? colon : 0);
+  const bool bracketed = host.starts_with('[') && host.ends_with(']') && host.size() > 2;
+  int port = 0;
+  const char* end = server.data() + server.size();
+  const auto parsed =
+      std::from_chars(server.data() + (split ? colon + 1 : server.size()), end, port);
+  const bool number = parsed.ec == std::errc() && parsed.ptr == end && port >= 1 && port <= 65535;
+  if (number && (bracketed || host.find_first_of("[]:") == std::string_view::npos)) return;
   fail(ErrorCode::kInvalidArgument, "server: '{}' is not HOST:PORT with a port from 1 to 65535",
        server);
 }
