@@ -45,13 +45,6 @@ struct Bench {
   TestStream stream;
   Event begin, end;
 
-  // The same number on every rank: the slowest one's.
-  double slowest(double mine) {
-    std::vector<double> all(static_cast<size_t>(host.size()));
-    host.all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
-    return *std::max_element(all.begin(), all.end());
-  }
-
   // Microseconds on the device of one of the kCalls calls that `work` makes; the best of several.
   double device_us(const std::function<void()>& work) {
     double best = 1e30;
@@ -63,7 +56,7 @@ struct Bench {
       ranks.wait(stream.handle());
       float ms = 0;
       must(cudaEventElapsedTime(&ms, begin.get(), end.get()));
-      best = std::min(best, slowest(1000.0 * ms / kCalls));
+      best = std::min(best, largest_of_ranks(host, 1000.0 * ms / kCalls));
     }
     return best;
   }
@@ -92,7 +85,7 @@ struct Bench {
       const double us =
           std::chrono::duration<double, std::micro>(Clock::now() - start).count() / kCalls;
       ranks.wait(stream.handle());
-      best = std::min(best, slowest(us));
+      best = std::min(best, largest_of_ranks(host, us));
     }
     return best;
   }

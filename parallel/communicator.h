@@ -79,6 +79,10 @@ class Communicator {
   virtual void check() = 0;
 };
 
+// The largest of the ranks' values, on all of them: of a time that all have measured, the slowest
+// rank's. Collective; host memory.
+double largest_of_ranks(Communicator& host, double mine);
+
 // For implementations on host memory: the elements as floats. Throws kUnimplemented for other types
 // and kInvalidArgument for a negative count.
 std::span<float> host_floats(void* data, int64_t count, DType dtype, const std::string& name);

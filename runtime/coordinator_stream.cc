@@ -104,7 +104,6 @@ bool StreamCall::enter(State next) {
 
 void StreamCall::write(bool last) {
   bool own = false;
-  buffer_.Clear();
   buffer_.Clear();  // Serialize() wants an empty one
   grpc::Status status =
       grpc::SerializationTraits<v1::GenerateEvent>::Serialize(event_, &buffer_, &own);

@@ -362,13 +362,7 @@ KvCache Instance::State::make_cache(const std::vector<int32_t>& blocks) {
 
 // The largest steps run with a KV cache of a block; what is free then is the KV cache's.
 void Instance::State::measure_memory() {
-  WarmUpSizes sizes;
-  sizes.max_tokens = scheduler.token_budget;
-  sizes.max_chunk = std::min(scheduler.max_chunk, scheduler.max_context);
-  sizes.slots = slot_count(scheduler);
-  sizes.block_size = options.block_size;
-  sizes.kv_groups = groups.windows.size();
-  sizes.vocab = static_cast<int32_t>(source->config().vocab);
+  const WarmUpSizes sizes = warm_up_sizes(scheduler, kv_pool, source->config().vocab);
   const int64_t before = backend->device_memory()->free + scratch_taken;
   warm_up_largest(*worker, *backend, sizes);
   needs.device = backend->device_memory();

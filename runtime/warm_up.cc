@@ -102,10 +102,7 @@ double slowest(Communicator& host, const Work& work) {
   const auto begin = std::chrono::steady_clock::now();
   work();
   const std::chrono::duration<double> mine = std::chrono::steady_clock::now() - begin;
-  std::vector<double> all(static_cast<size_t>(host.size()));
-  const double seconds = mine.count();
-  host.all_gather(std::as_bytes(std::span(&seconds, 1)), std::as_writable_bytes(std::span(all)));
-  return *std::max_element(all.begin(), all.end());
+  return largest_of_ranks(host, mine.count());
 }
 
 int32_t most_decode_rows(const WarmUpSizes& sizes) {
@@ -113,6 +110,18 @@ int32_t most_decode_rows(const WarmUpSizes& sizes) {
 }
 
 }  // namespace
+
+WarmUpSizes warm_up_sizes(const SchedulerConfig& scheduler, const KvPoolConfig& pool,
+                          int64_t vocab) {
+  WarmUpSizes sizes;
+  sizes.max_tokens = scheduler.token_budget;
+  sizes.max_chunk = std::min(scheduler.max_chunk, scheduler.max_context);
+  sizes.slots = slot_count(scheduler);
+  sizes.block_size = pool.block_size;
+  sizes.kv_groups = pool.groups.size();
+  sizes.vocab = static_cast<int32_t>(vocab);
+  return sizes;
+}
 
 void warm_up_largest(Worker& worker, Backend& backend, const WarmUpSizes& sizes) {
   WarmUp steps(worker, backend, sizes);

@@ -9,6 +9,7 @@
 
 #include "kernels/backend.h"
 #include "parallel/communicator.h"
+#include "runtime/scheduler.h"
 #include "runtime/worker.h"
 
 namespace trireme {
@@ -21,6 +22,10 @@ struct WarmUpSizes {
   size_t kv_groups = 1;
   int32_t vocab = 0;
 };
+
+// The largest that these allow.
+WarmUpSizes warm_up_sizes(const SchedulerConfig& scheduler, const KvPoolConfig& pool,
+                          int64_t vocab);
 
 // Collective over the world: all ranks make the same steps, but no stage waits for another. Every
 // row's KV goes to block 0 of the cache.

@@ -152,10 +152,7 @@ void TensorSums::tune(Communicator& host, const SumBuffers& buffers) {
     backend_.fill_bytes(one.row_range(0, most), 0);
   }
   const auto slowest = [&](const std::function<void()>& work) {
-    double mine = backend_.measure(work, kTimes);
-    std::vector<double> all(static_cast<size_t>(host.size()));
-    host.all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
-    return *std::max_element(all.begin(), all.end()) * 1e6;
+    return largest_of_ranks(host, backend_.measure(work, kTimes)) * 1e6;
   };
   SumTable table;
   for (const bool fused : {true, false}) {

@@ -10,6 +10,8 @@ trireme_test(parallel_diagnosis_test SOURCES parallel_diagnosis_test.cc DEPENDS 
 trireme_test(parallel_watchdog_test SOURCES parallel_watchdog_test.cc
              DEPENDS trireme_test_communicator LABELS threads)
 trireme_test(parallel_layout_test SOURCES parallel_layout_test.cc DEPENDS trireme_parallel)
+trireme_test(parallel_choose_layout_test SOURCES parallel_choose_layout_test.cc
+             DEPENDS trireme_parallel)
 trireme_test(parallel_layout_parse_test SOURCES parallel_layout_parse_test.cc
              DEPENDS trireme_parallel)
 target_compile_definitions(parallel_layout_parse_test PRIVATE

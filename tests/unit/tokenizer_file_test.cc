@@ -26,18 +26,6 @@ json small_file() {
   })");
 }
 
-void expect_error(const std::function<void()>& body, ErrorCode code, const std::string& part) {
-  try {
-    body();
-    ADD_FAILURE() << "no error; expected " << part;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    const std::string what = error.what();
-    EXPECT_NE(what.find(part), std::string::npos) << what << " lacks " << part;
-    EXPECT_EQ(what.find('\n'), std::string::npos);
-  }
-}
-
 void expect_refused(const std::string& text, ErrorCode code, const std::string& part) {
   expect_error([&] { Tokenizer tokenizer(spec_of_json(text)); }, code, part);
 }

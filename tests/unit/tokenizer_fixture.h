@@ -7,17 +7,30 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <span>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "runtime/tokenizer.h"
 #include "runtime/tokenizer_ranks.h"
 #include "runtime/tokenizer_sentencepiece.h"
+#include "tests/support/errors.h"
 
 namespace trireme::test {
+
+// The message is one line, and `part` stands in it.
+inline void expect_error(const std::function<void()>& body, ErrorCode code,
+                         const std::string& part) {
+  const Error error = error_of(body);
+  const std::string what = error.what();
+  EXPECT_EQ(error.code(), code) << what;
+  EXPECT_NE(what.find(part), std::string::npos) << what << " lacks " << part;
+  EXPECT_EQ(what.find('\n'), std::string::npos) << what;
+}
 
 inline std::string read_gz(const std::string& name) {
   const std::string path = std::string(TRIREME_FIXTURES) + "/tokenizer/" + name + ".gz";

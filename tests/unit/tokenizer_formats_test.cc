@@ -17,18 +17,6 @@
 namespace trireme::test {
 namespace {
 
-void expect_error(const std::function<void()>& body, ErrorCode code, const std::string& part) {
-  try {
-    body();
-    ADD_FAILURE() << "no error; expected " << part;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    const std::string what = error.what();
-    EXPECT_NE(what.find(part), std::string::npos) << what << " lacks " << part;
-    EXPECT_EQ(what.find('\n'), std::string::npos);
-  }
-}
-
 // The metadata that a converter writes for a SentencePiece model.
 GgufVocab gguf_of(const std::string& name) {
   const SentencePieces model = read_sentencepiece(read_gz(name + ".model"), name);

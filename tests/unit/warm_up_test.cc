@@ -14,14 +14,8 @@ namespace trireme {
 namespace {
 
 void warm_up(Instance& instance) {
-  const SchedulerConfig& config = instance.scheduler_config();
-  WarmUpSizes sizes;
-  sizes.max_tokens = config.token_budget;
-  sizes.max_chunk = config.max_chunk;
-  sizes.slots = slot_count(config);
-  sizes.block_size = instance.pool_config().block_size;
-  sizes.kv_groups = instance.pool_config().blocks.size();
-  sizes.vocab = static_cast<int32_t>(instance.config().vocab);
+  const WarmUpSizes sizes =
+      warm_up_sizes(instance.scheduler_config(), instance.pool_config(), instance.config().vocab);
   warm_up_largest(instance.worker(), instance.backend(), sizes);
   warm_up_all_sizes(instance.worker(), instance.backend(), sizes);
 }
