@@ -75,7 +75,8 @@ class Communicator {
   // From any thread.
   virtual void abort(const std::string& reason) = 0;
   // Throws what went wrong while nobody was inside a call: kAborted after an abort by this rank or,
-  // where ranks share memory, by another. Cheap enough for a loop that waits for something else.
+  // where ranks share memory, by another. Moves along what was sent and has not left: who waits for
+  // something else for long must call it, on the thread of the other calls. Cheap enough for that.
   virtual void check() = 0;
 };
 

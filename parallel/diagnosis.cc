@@ -303,6 +303,24 @@ bool blame_busy(const Reports& reports, Verdict& verdict) {
   return true;
 }
 
+// Others' devices wait for who has not begun a step that they are in, and is in no operation: with
+// steps launched ahead, a rank may be late by one.
+bool blame_late(const Reports& reports, Verdict& verdict) {
+  const auto newest = [](const RankReport& report) {
+    return report.view.steps.empty() ? 0 : report.view.steps.back().step;
+  };
+  uint64_t most = 0;
+  for (const RankReport& report : reports) most = std::max(most, newest(report));
+  for (const RankReport& report : reports) {
+    if (newest(report) >= most || current(report) != nullptr) continue;
+    verdict.culprits.push_back(report.rank);
+    if (!verdict.line.empty()) verdict.line += "; ";
+    verdict.line += fmt::format("{} is stuck before step {}, which others are in: {}",
+                                where(report), newest(report) + 1, doing(report));
+  }
+  return !verdict.culprits.empty();
+}
+
 // All wait for their devices, where a collective that one rank has not queued shows as nothing
 // else.
 bool blame_behind(const Reports& reports, Verdict& verdict) {
@@ -357,7 +375,8 @@ Verdict diagnose(const std::vector<RankReport>& reports, const std::string& alar
         blame_lost(reports, RankReport::State::kSilent, verdict) || blame_plan(reports, verdict) ||
         blame_mismatch(reports, verdict) || blame_error(reports, false, verdict) ||
         blame_awaited(reports, verdict) || blame_busy(reports, verdict) ||
-        blame_behind(reports, verdict) || blame_error(reports, true, verdict))) {
+        blame_late(reports, verdict) || blame_behind(reports, verdict) ||
+        blame_error(reports, true, verdict))) {
     verdict.line = fmt::format("{}; no rank is behind the others", alarm);
   }
   for (const RankReport& report : reports) verdict.ranks.push_back(rank_line(report));

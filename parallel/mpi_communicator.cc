@@ -58,6 +58,7 @@ class MpiCommunicator final : public Communicator {
   void set_deadline(std::chrono::milliseconds limit) override;
   void abort(const std::string& reason) override { process_->abort(reason); }
   void check() override {
+    if (!process_->idle()) process_->progress();
     process_->look_for_abort();
     messages_.check_open("check");
   }

@@ -62,7 +62,7 @@ class WarmUp {
   }
   void begin() {
     plan_.clear();
-    plan_.epoch = uint64_t{1} << 63;  // none that an engine counts to
+    plan_.epoch = kWarmUpStep;
     plan_.step = ++step_;
   }
   void add(int32_t slot, int32_t count, const SamplingParams& sampling) {
@@ -93,7 +93,7 @@ class WarmUp {
   const WarmUpSizes& sizes_;
   StepPlan plan_;
   StepResult result_;
-  uint64_t step_ = uint64_t{1} << 63;
+  uint64_t step_ = kWarmUpStep;
 };
 
 // Seconds of the slowest rank.

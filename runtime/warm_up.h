@@ -14,6 +14,9 @@
 
 namespace trireme {
 
+// Epoch of warm-ups, and what their steps are numbered from: an engine counts to neither.
+inline constexpr uint64_t kWarmUpStep = uint64_t{1} << 63;
+
 struct WarmUpSizes {
   int32_t max_tokens = 0;  // of a step
   int32_t max_chunk = 0;   // of one row

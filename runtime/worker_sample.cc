@@ -74,7 +74,7 @@ bool Worker::State::is_done(const LaunchedStep& launch) const {
 // For loops that wait for the device or for others: throws, every millisecond, what went wrong.
 void Worker::State::look_after(std::chrono::steady_clock::time_point& looked) {
   const auto now = std::chrono::steady_clock::now();
-  if (now - looked < std::chrono::milliseconds(1)) return;
+  if (now - looked < std::chrono::microseconds(100)) return;
   looked = now;
   backend.check();
   if (DeviceCommunicator* device = device_group()) device->check();

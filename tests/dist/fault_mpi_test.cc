@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "runtime/instance.h"
+#include "runtime/warm_up.h"
 #include "runtime/worker_messages.h"
 #include "tests/unit/engine_world.h"
 
@@ -28,7 +29,7 @@ namespace {
 
 constexpr int kVocab = 259;
 constexpr uint64_t kFaultStep = 40;
-constexpr uint64_t kSteps = 4000;  // then the fault has not come
+constexpr uint64_t kSequences = 1000;  // some 4,000 steps: then the fault has not come
 
 struct Plan {
   std::string fault, link;
@@ -92,6 +93,7 @@ class FaultyCommunicator final : public Communicator {
     if (done_) return false;
     const LedgerView view = ledger_.view(0);
     if (view.steps.empty() || view.steps.back().step < kFaultStep) return false;
+    if (view.steps.back().step >= kWarmUpStep) return false;
     done_ = true;
     timespec now{};
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -152,7 +154,7 @@ void serve(Instance& instance) {
     for (;;) {
       std::unique_lock lock(mutex);
       changed.wait(lock, [&] { return over || live == 0; });
-      if (over || instance.worker().last_step() > kSteps) break;
+      if (over || next >= kSequences) break;
       std::vector<Sequence> sequences;
       for (uint64_t i = 0; i < 6; ++i, ++next) {
         sequences.push_back(random_sequence(next, kVocab, 5 + static_cast<int>(i) * 9, 24, i % 2));

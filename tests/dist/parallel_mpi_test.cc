@@ -4,8 +4,13 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <ctime>
+#include <fstream>
 #include <functional>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "parallel/mpi_communicator.h"
@@ -104,6 +109,35 @@ TEST(Mpi, MismatchesOverMessagesWaitForTheirDeadline) {
     g_world->barrier();
     ranks->abort("the test is over");
   }
+}
+
+// A rank that waits for something else, as for a GPU, must not keep back what it has sent: a
+// message that the receiver cannot fetch by itself leaves only while its sender is inside MPI. (One
+// that it can fetch does in any case; a second run of this program rules that out.)
+TEST(Mpi, LargeMessagesLeaveWhileTheSenderOnlyChecks) {
+  if (g_world->size() == 1) return;
+  const std::string received =
+      "/dev/shm/trireme-received-" + std::to_string(getppid());  // of mpirun
+  std::vector<std::byte> data(3 << 20);
+  g_world->barrier();
+  if (g_world->rank() == 0) {
+    std::fill(data.begin(), data.end(), std::byte{7});
+    g_world->send(data, 1, 5);
+    const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (access(received.c_str(), F_OK) != 0 && std::chrono::steady_clock::now() < until) {
+      g_world->check();
+      usleep(100);
+    }
+    EXPECT_EQ(access(received.c_str(), F_OK), 0) << "the message has not left";
+  } else if (g_world->rank() == 1) {
+    usleep(100'000);  // longer than send() stays with a message
+    g_world->recv(data, 0, 5);
+    EXPECT_EQ(data.front(), std::byte{7});
+    EXPECT_EQ(data.back(), std::byte{7});
+    std::ofstream(received).put('x');
+  }
+  g_world->barrier();
+  if (g_world->rank() == 0) unlink(received.c_str());
 }
 
 // Fewer bytes than a rank waits for are no answer.

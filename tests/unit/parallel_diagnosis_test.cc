@@ -207,6 +207,18 @@ const Case kCases[] = {
      },
      {2},
      {"rank 2 on host2", "in no operation", "in step 12"}},
+    // Rank 0 has launched step 13 while 12 runs; rank 1 has had 12 and not taken 13 up.
+    {"LateWhileOthersWaitForDevices",
+     [](MadeWorld& world) {
+       for (size_t rank = 0; rank < 4; ++rank) {
+         world.step(rank, 12, 9, rank == 1);
+         if (rank < 3) world.sum(rank, 5, 8, true);
+         if (rank != 1) world.step(rank, 13, 7);
+         if (rank != 1) world.add(rank, {LedgerOp::kDevice, {}, -1, -1, 0, 0}, 5, false);
+       }
+     },
+     {1},
+     {"rank 1 on host1", "is stuck before step 13", "between steps, after step 12"}},
     {"BehindWhileAllWaitForDevices",
      [](MadeWorld& world) {
        for (size_t rank = 0; rank < 4; ++rank) {
