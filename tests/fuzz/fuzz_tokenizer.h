@@ -5,15 +5,16 @@
 #include <cstdlib>
 #include <string>
 
-#include "base/error.h"
 #include "runtime/tokenizer.h"
 #include "runtime/unicode.h"
+#include "tests/fuzz/fuzz_file.h"
 
 namespace trireme::fuzz {
 
 inline constexpr const char* kText =
     "Hello, w\u00f6rld! 12345 \u4e00\u4e8c  \n\t<s>[INST]\u2581\u2581a\u0308\u0323 "
-    "\U0001F468\u200d\U0001F469 <0x41> aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    "\U0001F468\u200d\U0001F469 <0x41> "
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
 // Ids are ids, and streamed text is whole UTF-8 that joins to what decode() gives.
 inline void use(TokenizerSpec spec, const std::string& text = kText) {
@@ -30,17 +31,6 @@ inline void use(TokenizerSpec spec, const std::string& text = kText) {
     joined += piece;
   }
   if (joined + stream.finish() != tokenizer.decode(ids, false)) std::abort();
-}
-
-// Errors are answers; anything else is a finding.
-template <typename Body>
-int run(const Body& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    if (error.code() == ErrorCode::kInternal) std::abort();
-  }
-  return 0;
 }
 
 }  // namespace trireme::fuzz
