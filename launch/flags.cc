@@ -66,7 +66,7 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
       ->capture_default_str();
   command
       .add_option("--dtype", options.dtype,
-                  "Of weights and activations on GPUs: bf16, f16, or auto: bf16")
+                  "Of weights and activations on GPUs: bf16, f16, or auto: f16 for files of f16")
       ->check(CLI::IsMember({"auto", "bf16", "f16"}))
       ->capture_default_str();
   command.add_option("--threads", options.threads, "Compute threads per rank (0: cores / ranks)");
@@ -101,9 +101,10 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
       ->group(limits)
       ->capture_default_str();
   command
-      .add_option("--step-timeout", options.step_timeout_s,
-                  "Seconds after which a step of several ranks is stuck and the job ends, naming the "
-                  "rank (0: never)")
+      .add_option(
+          "--step-timeout", options.step_timeout_s,
+          "Seconds after which a step of several ranks is stuck and the job ends, naming the "
+          "rank (0: never)")
       ->check(between(0, 86400))
       ->group(limits)
       ->capture_default_str();

@@ -184,7 +184,7 @@ void Instance::State::open() {
       fail(ErrorCode::kInvalidArgument, "threads: {} is not in [0, 1024]", options.threads);
     }
     pool = std::make_unique<ThreadPool>(threads);
-    const DType element = element_of(options, gpu);
+    const DType element = element_of(options, *source, gpu);
     backend = gpu ? make_cuda_backend(*pool, gpu_index, element)
                   : make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
     shape = shape_of_model();

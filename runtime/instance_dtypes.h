@@ -7,9 +7,10 @@
 
 namespace trireme {
 
-// Of a GPU's weights and activations: bf16, or f16, with which files of f16 keep all bits. Throws
-// kInvalidArgument, also for a choice on a CPU.
-DType element_of(const InstanceOptions& options, bool gpu);
+// Of a GPU's weights and activations: as asked for, else f16 for files whose matrices are all F16, of
+// which it keeps all bits (not where the architecture's activations exceed its range), else bf16.
+// Throws kInvalidArgument, also for a choice on a CPU.
+DType element_of(const InstanceOptions& options, const WeightSource& source, bool gpu);
 
 // Of the KV cache.
 DType kv_dtype_of(const InstanceOptions& options, const WeightSource& source,

@@ -175,6 +175,7 @@ constexpr auto kArchitectures = std::to_array<Architecture>({
      .post_norms = true,
      .scales_embedding = true,
      .norms_less_one = true,
+     .exceeds_f16 = true,
      .gguf_hidden_scale = 62,
      .theta = 1e6,
      .local_theta = 1e4,

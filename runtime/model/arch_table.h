@@ -83,6 +83,7 @@ struct Architecture {
   bool norms_less_one = false;    // Hugging Face's files hold norm weights less 1
   bool partial_rotary = false;    // a part of a head may rotate
   bool long_rope = false;         // rope may be longrope
+  bool exceeds_f16 = false;       // published models' activations do, beyond 65504
 
   // Of GGUF files.
   bool gguf_permutes_qk = false;  // q and k rows lie interleaved

@@ -3,6 +3,7 @@
 // of ranks allows. Skipped (exit 77) where a rank has no GPU of its own.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -28,6 +29,13 @@ constexpr double kLogitTolerance = 8e-2;
 constexpr float kMarginTolerance = 0.6f;
 // Chunks and batches change only the order of sums and what is rounded to bf16 on the way.
 constexpr double kOrderTolerance = 4e-2;
+
+// How much more a fixture's logits move when anything is rounded: by what its reference's own
+// float32 logits are away from float64's. All but phi3-long (3.3 to 3.5) lie within 1.13.
+double conditioning(const Expected& expected) {
+  constexpr double kUsualDistance = 2.5e-6;
+  return std::max(1.0, expected.float64_distance / kUsualDistance);
+}
 
 // The bounds above are bf16's. f16 has three bits more.
 double finer(DType element) { return element == DType::kF16 ? 8 : 1; }
@@ -70,9 +78,9 @@ struct Worst {
 
 class GpuModel : public testing::TestWithParam<DType> {
  protected:
-  // Calls body(model, entry, expected) for every fixture on every layout. Where a router's scores are
-  // close, rounding to the element chooses another expert, and rows differ by as much as experts do:
-  // no bound here holds for those models, whose op experts_test compares.
+  // Calls body(model, entry, expected) for every fixture on every layout. Where a router's scores
+  // are close, rounding to the element chooses another expert, and rows differ by as much as
+  // experts do: no bound here holds for those models, whose op experts_test compares.
   template <typename Body>
   void for_each(int sequences, const Body& body) {
     for (const NamedLayout& layout : layouts(world->size())) {
@@ -109,7 +117,7 @@ TEST_P(GpuModel, LogitsAndGreedyTokens) {
     size_t row = 0;
     for (const ExpectedPrompt& prompt : expected.prompts) {
       const double error = relative_l2(logits.row(row), prompt.last_logits);
-      EXPECT_LT(error, kLogitTolerance / finer(GetParam()));
+      EXPECT_LT(error, kLogitTolerance / finer(GetParam()) * conditioning(expected));
       worst.logits = std::max(worst.logits, error);
       for (size_t i = 0; i < prompt.greedy.size(); ++i, ++row) {
         ++worst.compared;
@@ -144,7 +152,8 @@ TEST_P(GpuModel, ChunksChangeLittle) {
     const auto whole = run(tokens.size());
     for (const size_t size : {1, 3, 16, 17}) {
       const double error = relative_l2(std::span<const float>(run(size)), std::span(whole));
-      EXPECT_LT(error, kOrderTolerance / finer(GetParam())) << "chunks of " << size;
+      EXPECT_LT(error, kOrderTolerance / finer(GetParam()) * conditioning(expected))
+          << "chunks of " << size;
       worst = std::max(worst, error);
     }
   });
@@ -172,7 +181,8 @@ TEST_P(GpuModel, PartsChangeLittle) {
       for (int again = 0; again < 10; ++again) {
         const auto cut = run({{0, eighths, 0.0, 0.0}});
         const double error = relative_l2(std::span<const float>(cut), std::span(whole));
-        EXPECT_LT(error, kOrderTolerance / finer(GetParam())) << eighths << "/8";
+        EXPECT_LT(error, kOrderTolerance / finer(GetParam()) * conditioning(expected))
+            << eighths << "/8";
         worst = std::max(worst, error);
       }
     }
@@ -209,7 +219,8 @@ TEST_P(GpuModel, BatchesChangeLittle) {
       const auto alone = run({s});
       for (size_t i = 0; i < alone.size(); ++i) {
         const double error = relative_l2(together[i].row(static_cast<size_t>(s)), alone[i].row(0));
-        EXPECT_LT(error, kOrderTolerance / finer(GetParam())) << "sequence " << s << ", step " << i;
+        EXPECT_LT(error, kOrderTolerance / finer(GetParam()) * conditioning(expected))
+            << "sequence " << s << ", step " << i;
         worst = std::max(worst, error);
       }
     }

@@ -55,6 +55,7 @@ Expected read_expected(const FixtureEntry& entry) {
   };
   Expected expected;
   expected.vocab = json.at("vocab");
+  expected.float64_distance = json.at("float64_rel_l2");
   for (const auto& item : json.at("prompts")) {
     ExpectedPrompt prompt;
     prompt.ids = item.at("ids").get<std::vector<int32_t>>();

@@ -34,6 +34,7 @@ struct ExpectedPrompt {
 
 struct Expected {
   int64_t vocab = 0;
+  double float64_distance = 0;  // relative L2 of the reference's own float32 logits from float64's
   std::vector<ExpectedPrompt> prompts;
   size_t all_positions_prompt = 0;
   std::vector<float> all_positions;  // [prompt length, vocab]
