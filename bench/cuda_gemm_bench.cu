@@ -1,7 +1,6 @@
 // The skinny product against cuBLASLt's best algorithm, cold L2, and a chain of an 8B model's
 // products against the read bandwidth measured in the run. One JSON object a line.
-//   cuda_gemm_bench [compare] [chain] [shapes] [clusters]     default: compare chain
-// clusters: the chosen shapes beside those over clusters and cuBLASLt, for 4 to 16 tokens.
+//   cuda_gemm_bench [compare] [chain] [shapes]     default: compare chain
 // Every time is of a CUDA graph of calls that rotate over more weights than the L2 cache holds;
 // ours overlap as they do in serving (programmatic dependent launch), and once more without.
 #include <cublasLt.h>
@@ -318,69 +317,11 @@ constexpr SkinnyShape kShapes[] = {
     {4, 4},          {4, 3},          {2, 6},          {0, 0, 1},       {0, 0, 2}, {0, 8, 1, true},
     {0, 0, 1, true}, {0, 0, 2, true}, {0, 4, 2, true}, {0, 3, 2, true}, {0, 6, 2},
 };
-constexpr SkinnyShape kClusterShapes[] = {
-    {4, 4, 0, false, 2}, {4, 3, 0, false, 2}, {2, 6, 0, false, 2}, {4, 4, 0, false, 4},
-    {4, 3, 0, false, 4}, {2, 6, 0, false, 4}, {4, 3, 0, false, 8},
-};
 std::string name_of(const SkinnyShape& s) {
   char name[32];
-  if (s.cluster > 1) {
-    std::snprintf(name, sizeof(name), "%d,%d/%d", s.groups, s.depth, s.cluster);
-    return name;
-  }
   std::snprintf(name, sizeof(name), s.groups == 0 ? "%d,%dx%d%s" : "%d,%d", s.groups, s.depth,
                 s.per_sm, s.wide ? "w" : "");
   return name;
-}
-
-// What the columns shared out over a cluster give, case by case in one run: the chosen shape, all
-// cluster shapes, cuBLASLt's best; and the geometric mean with the better of both in each case.
-void compare_clusters(Device& device) {
-  const Memory pool(2200u << 20), x(16 * 16384 * 4), y(16 * 131072 * 4);
-  Baseline baseline;
-  double chosen_sum = 0.0, better_sum = 0.0;
-  int count = 0;
-  for (const Dims& dims : kDims) {
-    for (int tokens : {4, 5, 8, 12, 16}) {
-      const Rotation rotation(pool, x, y, dims, tokens);
-      std::vector<std::unique_ptr<Graph>> graphs;
-      std::vector<Graph*> in_turn;
-      const auto add = [&](std::unique_ptr<Graph> graph) {
-        in_turn.push_back(graph.get());
-        graphs.push_back(std::move(graph));
-      };
-      const auto graph_of = [&](const SkinnyShape& shape) {
-        return std::make_unique<Graph>(device,
-                                       [&] { return rotation.launch(shape, true, device.stream); });
-      };
-      const SkinnyShape chosen = choose_skinny_shape(rotation.gemm);
-      add(baseline.best(rotation, device));
-      add(graph_of(chosen));
-      for (const SkinnyShape& shape : kClusterShapes) add(graph_of(shape));
-      if (!in_turn.back()->good()) {
-        std::printf("no clusters on this device\n");
-        return;
-      }
-      const std::vector<double> ms = time_in_turn(in_turn, 7);
-      std::printf("%6dx%-5d %2d  cuBLASLt %5.0f  %s %5.0f ", static_cast<int>(dims.rows),
-                  static_cast<int>(dims.cols), tokens, rotation.gb_s(ms[0]),
-                  name_of(chosen).c_str(), rotation.gb_s(ms[1]));
-      double least = ms[1];
-      for (size_t i = 2; i < ms.size(); ++i) {
-        std::printf("  %s %5.0f", name_of(kClusterShapes[i - 2]).c_str(), rotation.gb_s(ms[i]));
-        least = std::min(least, ms[i]);
-      }
-      std::printf("\n");
-      std::fflush(stdout);
-      chosen_sum += std::log(ms[0] / ms[1]);
-      better_sum += std::log(ms[0] / least);
-      ++count;
-    }
-  }
-  device.print("skinny_gemm 4 to 16 tokens, chosen shapes, geometric mean vs cuBLASLt",
-               std::exp(chosen_sum / count), "x", 1.0, std::exp(chosen_sum / count));
-  device.print("skinny_gemm 4 to 16 tokens, clusters where better, geometric mean vs cuBLASLt",
-               std::exp(better_sum / count), "x", 1.0, std::exp(better_sum / count));
 }
 
 // Every built shape, in GB/s: for choosing.
@@ -488,7 +429,6 @@ int main(int argc, char** argv) {
     const double read_gb_s = measure_read_gb_s(device);
     device.print("read bandwidth", read_gb_s, "GB/s", read_gb_s, 1.0);
     if (asked("shapes", false)) list_shapes(device);
-    if (asked("clusters", false)) compare_clusters(device);
     if (asked("chain", true)) chain(device, read_gb_s, asked("shapes", false));
     if (asked("compare", true)) compare(device, read_gb_s);
   } catch (const std::exception& error) {

@@ -147,29 +147,6 @@ __device__ __forceinline__ void copy_bulk_async(uint32_t to, const void* from, i
       : "memory");
 }
 
-// ---- Clusters of blocks (sm_90). All threads of all blocks: what any of them wrote to shared
-// memory before is visible to all after.
-__device__ __forceinline__ void sync_cluster() {
-  asm volatile(
-      "barrier.cluster.arrive.release;\n"
-      "barrier.cluster.wait.acquire;" ::
-          : "memory");
-}
-// A float at this block's shared `address`, of block `rank` of the cluster.
-__device__ __forceinline__ float load_of_block(uint32_t address, int rank) {
-  float value;
-  asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %1, %2;\n"
-      "ld.shared::cluster.f32 %0, [there];\n"
-      "}"
-      : "=f"(value)
-      : "r"(address), "r"(rank)
-      : "memory");
-  return value;
-}
-
 // ---- The rest.
 
 // 2^x: two units in the last place, -inf gives 0, NaN stays NaN; results below 2^-126 are 0.

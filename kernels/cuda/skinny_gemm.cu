@@ -1,7 +1,6 @@
 #include "kernels/cuda/skinny_gemm.h"
 
 #include <algorithm>
-#include <bit>
 #include <mutex>
 
 #include "kernels/cuda/check.h"
@@ -55,7 +54,6 @@ struct Launch {
   int blocks = 0;
   int threads = kWarps * 32;
   int shared_bytes = 0;
-  int cluster = 1;  // blocks of one
   bool overlap = false;
   cudaStream_t stream = nullptr;
 };
@@ -73,41 +71,33 @@ void launch(const SkinnyArgs& args, const Launch& how) {
     TRIREME_CUDA(cudaFuncSetAttribute(kKernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                       cudaSharedmemCarveoutMaxShared));
   });
-  cudaLaunchAttribute attributes[2] = {};
-  unsigned count = 0;
-  if (how.overlap && facts.hopper) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (how.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count++].val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
-  }
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(how.blocks));
   config.blockDim = dim3(static_cast<unsigned>(how.threads));
   config.dynamicSmemBytes = static_cast<size_t>(how.shared_bytes);
   config.stream = how.stream;
-  config.attrs = attributes;
-  config.numAttrs = count;
+  config.attrs = &early;
+  config.numAttrs = how.overlap && facts.hopper ? 1 : 0;
   TRIREME_CUDA(cudaLaunchKernelEx(&config, kKernel, args));
 }
 
-template <int kGroups, int kDepth, bool kCluster>
+template <int kGroups, int kDepth>
 void launch_tile(const SkinnyArgs& args, Launch how) {
   const int64_t rows = 8 * kGroups / (is_gated(args.gemm.kind) ? 2 : 1);
-  const int64_t tiles = (args.out_rows + rows - 1) / rows;
-  how.blocks = static_cast<int>((tiles + how.cluster - 1) / how.cluster * how.cluster);
+  how.blocks = static_cast<int>((args.out_rows + rows - 1) / rows);
   how.shared_bytes = skinny_shared_bytes<kGroups, kDepth>();
   const bool many = args.gemm.tokens > 8;
   if constexpr (kSkinnyNorms) {
     if (args.gemm.norm != nullptr) {
-      if (many) return launch<skinny_kernel<kGroups, kDepth, true, true, kCluster>>(args, how);
-      return launch<skinny_kernel<kGroups, kDepth, false, true, kCluster>>(args, how);
+      if (many) return launch<skinny_kernel<kGroups, kDepth, true, true>>(args, how);
+      return launch<skinny_kernel<kGroups, kDepth, false, true>>(args, how);
     }
   }
-  if (many) return launch<skinny_kernel<kGroups, kDepth, true, false, kCluster>>(args, how);
-  return launch<skinny_kernel<kGroups, kDepth, false, false, kCluster>>(args, how);
+  if (many) return launch<skinny_kernel<kGroups, kDepth, true, false>>(args, how);
+  return launch<skinny_kernel<kGroups, kDepth, false, false>>(args, how);
 }
 
 template <int kWide>
@@ -194,18 +184,12 @@ bool launch_skinny_gemm_as(const SkinnyShape& shape, const Gemm& gemm, bool over
   if (shape.groups == 0) {
     return shape.wide ? launch_walk<2>(args, shape, how) : launch_walk<1>(args, shape, how);
   }
-  if (shape.cluster > 1) {
-    if (!facts_of(how.device).hopper) return false;
-    if (shape.cluster != 2 && shape.cluster != 4 && shape.cluster != 8) return false;
-    how.cluster = shape.cluster;
-    args.cluster_log2 = std::countr_zero(static_cast<unsigned>(shape.cluster));
-  }
   if (is(2, 6)) {
-    how.cluster > 1 ? launch_tile<2, 6, true>(args, how) : launch_tile<2, 6, false>(args, how);
+    launch_tile<2, 6>(args, how);
   } else if (is(4, 3)) {
-    how.cluster > 1 ? launch_tile<4, 3, true>(args, how) : launch_tile<4, 3, false>(args, how);
+    launch_tile<4, 3>(args, how);
   } else if (is(4, 4)) {
-    how.cluster > 1 ? launch_tile<4, 4, true>(args, how) : launch_tile<4, 4, false>(args, how);
+    launch_tile<4, 4>(args, how);
   } else {
     return false;
   }

@@ -17,8 +17,6 @@ struct SkinnyShape {
   // Where it walks: blocks for each multiprocessor, and stages of 1024 columns rather than 512.
   int per_sm = 0;
   bool wide = false;
-  // Where it does not walk: blocks of a cluster (1, 2, 4, 8) that share out the columns.
-  int cluster = 1;
 };
 
 SkinnyShape choose_skinny_shape(const Gemm& gemm);

@@ -219,7 +219,7 @@ class GroupResults {
     const int token = threadIdx.x / 8;
     if (token >= args_.gemm.tokens) return;
     if constexpr (kNorm) {
-      if (group == 0) scale_ = inverse_rms(args_.gemm, squares_, token, BlockParts{});
+      if (group == 0) scale_ = inverse_rms(args_.gemm, squares_, token);
     }
     float value = 0.0f;
 #pragma unroll
