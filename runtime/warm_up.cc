@@ -1,6 +1,7 @@
 #include "runtime/warm_up.h"
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <limits>
 #include <vector>
@@ -149,32 +150,30 @@ void warm_up_all_sizes(Worker& worker, Backend& backend, const WarmUpSizes& size
 void tune_prefill_parts(Worker& worker, Backend& backend, const WarmUpSizes& sizes,
                         Communicator& host) {
   constexpr size_t kLayers = 4;
-  constexpr int kTimes = 3;
-  constexpr double kWorthwhile = 0.99;  // less is noise
+  constexpr int kTimes = 5;
+  constexpr double kWorthwhile = 0.98;  // less is noise
+  constexpr std::array<int, 4> kEighths{0, 3, 4, 5};
   Decoder& decoder = worker.decoder();
   if (!decoder.parts_are_open()) return;
   WarmUp steps(worker, backend, sizes);
   decoder.limit_layers(kLayers);
   std::vector<PrefillParts::Choice> choices;
   for (int32_t tokens = 512; tokens <= sizes.max_tokens; tokens *= 2) {
-    const auto time = [&](int eighths) {
-      decoder.set_parts(PrefillParts({{0, eighths, 0.0, 0.0}}));
-      steps.prefill(tokens);
-      double least = std::numeric_limits<double>::infinity();
-      for (int i = 0; i < kTimes; ++i) {
-        least = std::min(least, slowest(host, [&] { steps.prefill(tokens); }));
+    // In turn, so that a clock that drifts is the same for all; the first round is not counted.
+    std::array<double, kEighths.size()> least;
+    least.fill(std::numeric_limits<double>::infinity());
+    for (int round = 0; round <= kTimes; ++round) {
+      for (size_t i = 0; i < kEighths.size(); ++i) {
+        decoder.set_parts(PrefillParts({{0, kEighths[i], 0.0, 0.0}}));
+        const double seconds = slowest(host, [&] { steps.prefill(tokens); });
+        if (round > 0) least[i] = std::min(least[i], seconds);
       }
-      return least;
-    };
-    PrefillParts::Choice choice{tokens, 0, time(0), std::numeric_limits<double>::infinity()};
-    int best = 0;
-    for (const int eighths : {3, 4, 5}) {
-      const double seconds = time(eighths);
-      if (seconds >= choice.cut) continue;
-      choice.cut = seconds;
-      best = eighths;
     }
-    if (choice.cut < choice.whole * kWorthwhile) choice.eighths = best;
+    const auto best = std::min_element(least.begin() + 1, least.end());
+    PrefillParts::Choice choice{tokens, 0, least[0], *best};
+    if (*best < least[0] * kWorthwhile) {
+      choice.eighths = kEighths[static_cast<size_t>(best - least.begin())];
+    }
     choices.push_back(choice);
   }
   decoder.limit_layers(0);
