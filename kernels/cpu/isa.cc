@@ -8,7 +8,7 @@ namespace trireme {
 namespace cpu {
 
 bool machine_has(CpuIsa isa) {
-#if defined(__x86_64__)
+#if defined(TRIREME_SIMD)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("f16c");
@@ -26,7 +26,7 @@ const Ops& ops_of(CpuIsa isa) {
   if (!machine_has(isa)) {
     fail(ErrorCode::kInvalidArgument, "this machine's processor lacks {}", to_string(isa));
   }
-#if defined(__x86_64__)
+#if defined(TRIREME_SIMD)
   if (isa == CpuIsa::kAvx512) return avx512_ops();
   if (isa == CpuIsa::kAvx2) return avx2_ops();
 #endif
