@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -99,6 +100,10 @@ std::string read_text_file(const std::string& path) {
   }
   std::ifstream file(path, std::ios::binary);
   if (!file) fail(ErrorCode::kNotFound, "{}: cannot be read", path);
+  // A folder opens, and nothing comes of it; an empty file gives no byte either, and is none.
+  if (std::filesystem::is_directory(path)) {
+    fail(ErrorCode::kInvalidArgument, "{}: is a folder, not a file", path);
+  }
   text << file.rdbuf();
   return text.str();
 }

@@ -69,6 +69,9 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
                   "Of weights and activations on GPUs: bf16, f16, or auto: f16 for files of f16")
       ->check(CLI::IsMember({"auto", "bf16", "f16"}))
       ->capture_default_str();
+  command.add_flag("--deterministic", options.deterministic,
+                   "The same bits for a request whatever runs beside it and however its prompt is "
+                   "cut: what the CPU backend does in any case, and GPUs refuse");
   command.add_option("--threads", options.threads, "Compute threads per rank (0: cores / ranks)");
   command
       .add_option_function<std::string>(

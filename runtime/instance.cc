@@ -113,7 +113,7 @@ struct Instance::State {
 
   std::unique_ptr<Communicator> control;  // until `world` takes it
   int local_rank;                         // -1: no GPU is ever used
-  bool own_process = false;  // of this rank alone: a watchdog may end it
+  bool own_process = false;               // of this rank alone: a watchdog may end it
   std::function<void(World&)> connected;
   int gpu_index = 0;
   int local_size;
@@ -177,6 +177,13 @@ void Instance::State::open() {
            rank, local_rank + 1, mine, mine == 1 ? "" : "s");
     });
   }
+  together(*control, [&] {
+    if (!options.deterministic || !gpu) return;
+    fail(
+        ErrorCode::kInvalidArgument,
+        "deterministic: on GPUs a row's bits depend on the rows beside it; with device cpu they do "
+        "not");
+  });
   together(*control, [&] {
     source = open_model(options.model, options.load_format, options.max_context);
     const int threads = options.threads > 0 ? options.threads : default_threads(local_size);

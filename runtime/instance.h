@@ -36,8 +36,11 @@ struct InstanceOptions {
   int32_t token_budget = 0, max_chunk = 0, max_rows = 0, max_running = 0, max_queue = 0;
   int32_t max_context = 0;  // 0: the model's, as far as the KV memory allows
   int32_t block_size = 0;   // tokens; 0: 16 on CPU, 32 on GPU, whose prefill reads blocks as tiles
-  // Of weights and activations on GPUs: bf16, f16; auto: bf16. The CPU multiplies weights as the
-  // files have them.
+  // Refuses backends on which a row's bits depend on the other rows of its step or on how its
+  // prompt was cut into chunks: GPUs, whose products are chosen by the number of rows.
+  bool deterministic = false;
+  // Of weights and activations on GPUs: bf16, f16; auto: f16 for files of f16, else bf16. The CPU
+  // multiplies weights as the files have them.
   std::string dtype = "auto";
   std::string kv_dtype = "auto";  // f32, f16, bf16; auto: on CPU f32 for float32 weights, else
                                   // f16; on GPU `dtype`
@@ -76,7 +79,7 @@ class Instance {
   Backend& backend();
   ThreadPool& pool();
   Worker& worker();
-  Engine& engine();              // rank 0 only
+  Engine& engine();  // rank 0 only
   // What InstanceOptions::record asked for; null without. The log of requests is on rank 0 only.
   const SpanRecorder* spans() const;
   const RequestLog* requests() const;

@@ -50,7 +50,8 @@ class BadInput(unittest.TestCase):
         self.assertEqual(call("--version").returncode, 0)
 
     def test_help_lists_every_flag_of_the_contract(self):
-        instance = ["model", "layout", "device", "threads", "profile", "kv-memory", "max-context"]
+        instance = ["model", "layout", "device", "threads", "profile", "kv-memory", "max-context",
+                    "deterministic"]
         sampling = ["temperature", "top-k", "top-p", "min-p", "repetition-penalty", "presence-penalty",
                     "frequency-penalty", "logit-bias", "allowed-tokens", "banned-tokens", "seed",
                     "max-tokens", "min-tokens", "stop", "stop-id", "include-stop", "ignore-eos"]
@@ -214,6 +215,8 @@ class BadInput(unittest.TestCase):
         path = self.folder / "prompt.txt"
         path.write_bytes(b"ab\xc3")
         self.refused("generate", "--model", SMOLLM2, "--prompt-file", path, says="UTF-8")
+        for flag in ("--prompt-file", "--tokens"):
+            self.refused("generate", "--model", SMOLLM2, flag, self.folder, says="is a folder")
 
     @unittest.skipUnless(SMOLLM2, "TRIREME_SMOLLM2 does not name the model")
     def test_detokenize(self):
