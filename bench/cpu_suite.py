@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures decode and prefill on this machine's CPU and writes one JSON object a line.
 
-usage: cpu_suite.py TRIREME OUT.jsonl [--quick] [--commit ID] [--threads N]
+usage: cpu_suite.py TRIREME OUT.jsonl [--quick] [--commit ID] [--threads N] [--formats NAME,…]
 
 Makes random-weight models in a temporary folder (3 GB; bench/make_model.py, needs numpy). Every
 figure is a ratio within this run: to the read bandwidth or arithmetic that `trireme bench` measures
@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from make_model import FORMATS
 
 HERE = Path(__file__).resolve().parent
 
@@ -84,6 +86,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="smaller models, fewer rounds")
     parser.add_argument("--commit", default="")
     parser.add_argument("--threads", type=int, default=2, help="for the single-process figures")
+    parser.add_argument("--formats", default=",".join(name for name in FORMATS if name != "f32"))
     args = parser.parse_args()
     if not args.commit:
         args.commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"],
@@ -92,7 +95,7 @@ def main():
     layers = 6 if args.quick else 22
     rounds = 3 if args.quick else 5
     with tempfile.TemporaryDirectory() as folder:
-        for form in ("bf16", "q8_0", "q4_1", "q4_0"):
+        for form in args.formats.split(","):
             model = Path(folder) / f"{form}.gguf"
             subprocess.run([sys.executable, HERE / "make_model.py", model, "--format", form,
                             "--layers", str(layers)], check=True)
