@@ -311,8 +311,20 @@ bool blame_late(const Reports& reports, Verdict& verdict) {
   };
   uint64_t most = 0;
   for (const RankReport& report : reports) most = std::max(most, newest(report));
+  const auto waits_in_it = [&](const RankReport& report) {
+    const LedgerRecord* in = current(report);
+    return newest(report) == most && in != nullptr && in->call.op == LedgerOp::kDevice;
+  };
+  if (std::none_of(reports.begin(), reports.end(), waits_in_it)) return false;
+  // Reports are of slightly different moments: one that has just ended something is on its way.
+  constexpr int64_t kLong = 1'000'000'000;
   for (const RankReport& report : reports) {
-    if (newest(report) >= most || current(report) != nullptr) continue;
+    const LedgerRecord* last = last_operation(report);
+    if (newest(report) >= most || report.state != RankReport::State::kAnswers ||
+        oldest_open_step(report) != nullptr || current(report) != nullptr || last == nullptr ||
+        report.view.now - last->end < kLong) {
+      continue;
+    }
     verdict.culprits.push_back(report.rank);
     if (!verdict.line.empty()) verdict.line += "; ";
     verdict.line += fmt::format("{} is stuck before step {}, which others are in: {}",

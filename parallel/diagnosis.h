@@ -39,7 +39,9 @@ struct Verdict {
 //
 // In this order: who is gone; who is silent; whose plan of a step differs from rank 0's; whose
 // collective differs from that of most in the group; whose step loop threw; whom the others wait
-// for, directly or through each other, while it waits for nobody; who has come less far in a group.
+// for, directly or through each other, while it waits for nobody; who
+// is in a step and in no operation; who has not begun a step that others' devices are in; who has
+// come less far in a group.
 Verdict diagnose(const std::vector<RankReport>& reports, const std::string& alarm);
 
 // Names both ranks and their hashes of the first step that both know and whose plan is not the

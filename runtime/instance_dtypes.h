@@ -7,8 +7,8 @@
 
 namespace trireme {
 
-// Of a GPU's weights and activations: as asked for, else f16 for files whose matrices are all F16, of
-// which it keeps all bits (not where the architecture's activations exceed its range), else bf16.
+// Of a GPU's weights and activations: as asked for, else f16 for files whose matrices are all F16,
+// of which it keeps all bits (not where the architecture's activations exceed its range), else bf16.
 // Throws kInvalidArgument, also for a choice on a CPU.
 DType element_of(const InstanceOptions& options, const WeightSource& source, bool gpu);
 

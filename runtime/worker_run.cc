@@ -33,22 +33,33 @@ void Worker::State::finish_oldest(StepResult& result, std::vector<std::byte>& me
 // Results leave as soon as they are there, until there is an order: the next step is launched while
 // the device is at this one.
 void Worker::State::attend(StepResult& result, std::vector<std::byte>& message) {
+  while (!launched.empty()) {
+    if (!is_done(launched.front())) {
+      LedgerCall wait;
+      wait.op = LedgerOp::kDevice;
+      world.ledger->begin(wait);
+      const bool ordered = wait_for_device_or_order();
+      world.ledger->end();
+      if (ordered) return;
+    }
+    finish_oldest(result, message);
+  }
+}
+
+// True if there is an order, and room for its step; else the oldest step is done.
+bool Worker::State::wait_for_device_or_order() {
+  const bool room = launched.size() < LogitChooser::kInFlight;
   Waiter waiter(kStepLimit, false);
   auto looked = std::chrono::steady_clock::now();
-  while (!launched.empty()) {
-    if (is_done(launched.front())) {
-      finish_oldest(result, message);
-      waiter = Waiter(kStepLimit, false);
-      continue;
-    }
-    const bool room = launched.size() < LogitChooser::kInFlight;
-    if (room && world.control->probe(0, kOrderTag, Wait::kNever) >= 0) return;
+  while (!is_done(launched.front())) {
+    if (room && world.control->probe(0, kOrderTag, Wait::kNever) >= 0) return true;
     if (!waiter.pause()) {
       fail(ErrorCode::kDeadlineExceeded, "step {}: the GPU has not finished in {} s",
            launched.front().result.step, kStepLimit.count());
     }
     look_after(looked);
   }
+  return false;
 }
 
 // A plan that is not the one that rank 0 has sent, or that follows another, is refused before

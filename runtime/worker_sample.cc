@@ -71,7 +71,7 @@ bool Worker::State::is_done(const LaunchedStep& launch) const {
   return launch.number == 0 || sampler->done(launch.number);
 }
 
-// For loops that wait for the device or for others: throws, every millisecond, what went wrong.
+// For loops that wait for the device or for others: throws, every 100 us, what went wrong.
 void Worker::State::look_after(std::chrono::steady_clock::time_point& looked) {
   const auto now = std::chrono::steady_clock::now();
   if (now - looked < std::chrono::microseconds(100)) return;

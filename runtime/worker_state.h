@@ -75,6 +75,7 @@ struct Worker::State {
   void look_after(std::chrono::steady_clock::time_point& looked);
   void finish_oldest(StepResult& result, std::vector<std::byte>& message);
   void attend(StepResult& result, std::vector<std::byte>& message);
+  bool wait_for_device_or_order();
   void take_plan(std::vector<std::byte>& message, StepPlan& plan);
 
   const ModelConfig& model;

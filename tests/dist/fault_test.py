@@ -39,7 +39,8 @@ CASES = {
     "stop": ("stop", 1, TENSOR, LINK, 2 * STEP_LIMIT, place(1, 0, 1) + " has not answered"),
     "stop_rank_0": ("stop", 0, TENSOR, LINK, 2 * STEP_LIMIT, place(0, 0, 0) + " has not answered"),
     # On a device it is the next order that the rank does not take: others may be in that step.
-    "hang": ("hang", 1, TENSOR, LINK, 2 * STEP_LIMIT, place(1, 0, 1) + " is stuck (in|before) step"),
+    "hang": ("hang", 1, TENSOR, LINK, 2 * STEP_LIMIT,
+             place(1, 0, 1) + f" is stuck {'in' if DEVICE == 'cpu' else 'before'} step"),
     "plan": ("plan", LAST, TENSOR, "control", 0,
              place(LAST, 0, LAST) + r" step \d+: the hash of its plan is \w{16}, that of " +
              place(0, 0, 0) + r" is \w{16}"),

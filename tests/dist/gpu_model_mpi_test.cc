@@ -34,7 +34,7 @@ constexpr double kOrderTolerance = 4e-2;
 // float32 logits are away from float64's. All but phi3-long (3.3 to 3.5) lie within 1.13.
 double conditioning(const Expected& expected) {
   constexpr double kUsualDistance = 2.5e-6;
-  return std::max(1.0, expected.float64_distance / kUsualDistance);
+  return std::clamp(expected.float64_distance / kUsualDistance, 1.0, 3.5);
 }
 
 // The bounds above are bf16's. f16 has three bits more.

@@ -35,8 +35,10 @@ struct Server {
 };
 
 struct Output {
-  int64_t next = 0;  // generated tokens so far
-  bool started = false, ended = false;
+  std::vector<int32_t> ids;  // generated
+  std::string text;
+  int64_t first = 0;  // the index of ids[0]: how many prior ones there were
+  bool ended = false;
 };
 
 // Takes what there is; aborts on a token out of order, a second end, or broken text.
@@ -47,10 +49,12 @@ void take(OutputStream& stream, const Tokenizer& tokenizer, std::vector<Output>&
     v1::OutputDelta message;
     to_message(*delta, &tokenizer, message);
     if (message.SerializeAsString().empty() && delta->output != 0) std::abort();
+    if (delta->token_index >= 0) output.text += delta->text;  // not an echoed prompt's
     if (delta->token_index >= 0 && !delta->token_ids.empty()) {
-      if (output.started && delta->token_index != output.next) std::abort();
-      output.started = true;
-      output.next = delta->token_index + static_cast<int64_t>(delta->token_ids.size());
+      if (delta->token_index != output.first + static_cast<int64_t>(output.ids.size())) {
+        std::abort();
+      }
+      output.ids.insert(output.ids.end(), delta->token_ids.begin(), delta->token_ids.end());
     }
     output.ended = delta->finish != FinishReason::kNone;
   }
@@ -71,10 +75,14 @@ void generate(Server& server, std::string_view bytes, bool abort, bool second_re
   parse_message(bytes, request);
   GenerateParams params = to_params(std::move(request));
   const auto n = static_cast<size_t>(std::max(1, params.n));
+  const auto prior = static_cast<int64_t>(params.prior_token_ids.size());
   const auto stream = server.frontend.generate(std::move(params));
   v1::Accepted accepted;
   to_message(*stream, accepted);
   std::vector<Output> outputs(n), again(n);
+  for (std::vector<Output>* one : {&outputs, &again}) {
+    for (Output& output : *one) output.first = prior;
+  }
   server.engine.steps(3);
   take(*stream, server.tokenizer, outputs);
   std::unique_ptr<OutputStream> other;
@@ -87,7 +95,7 @@ void generate(Server& server, std::string_view bytes, bool abort, bool second_re
   if (!other) return;
   drain(*other, server.tokenizer, again);
   for (size_t i = 0; i < n; ++i) {
-    if (outputs[i].next != again[i].next) std::abort();
+    if (outputs[i].ids != again[i].ids || outputs[i].text != again[i].text) std::abort();
   }
 }
 

@@ -15,11 +15,12 @@ InstanceOptions asking(const std::string& dtype) {
   return options;
 }
 
-// A model's weights under another architecture's name.
+// A model under another architecture's name, or with a tensor of another format or name.
 class Renamed final : public WeightSource {
  public:
-  Renamed(const WeightSource& inner, const std::string& architecture)
-      : inner_(inner), config_(inner.config()) {
+  Renamed(const WeightSource& inner, const std::string& architecture,
+          const std::string& changed = "", const std::string& name = "")
+      : inner_(inner), config_(inner.config()), changed_(changed), name_(name) {
     config_.architecture = architecture;
   }
   const ModelConfig& config() const override { return config_; }
@@ -28,11 +29,20 @@ class Renamed final : public WeightSource {
     return inner_.find(name);
   }
   void release(const SourceTensor& tensor) const override { inner_.release(tensor); }
-  std::vector<SourceTensor> tensors() const override { return inner_.tensors(); }
+  std::vector<SourceTensor> tensors() const override {
+    auto tensors = inner_.tensors();
+    for (SourceTensor& tensor : tensors) {
+      if (tensor.name != changed_) continue;
+      tensor.format = QuantFormat::kF32;
+      tensor.name = name_;
+    }
+    return tensors;
+  }
 
  private:
   const WeightSource& inner_;
   ModelConfig config_;
+  const std::string changed_, name_;
 };
 
 TEST(ElementOf, FilesOfF16TakeF16OnGpus) {
@@ -47,6 +57,15 @@ TEST(ElementOf, FilesOfF16TakeF16OnGpus) {
     EXPECT_EQ(element_of(asking("f16"), *source, true), DType::kF16);
   }
   EXPECT_GE(halves, 3);
+}
+
+TEST(ElementOf, OneOtherMatrixIsEnoughForBf16) {
+  const auto source = open_model(fixture_model(TRIREME_FIXTURES, "llama3-f16").path);
+  const std::string last = "layers.3.down.weight";
+  ASSERT_TRUE(source->find(last));
+  EXPECT_EQ(element_of(asking("auto"), Renamed(*source, "llama", last, last), true), DType::kBF16);
+  const Renamed router(*source, "llama", last, "layers.3.router.weight");
+  EXPECT_EQ(element_of(asking("auto"), router, true), DType::kF16);
 }
 
 TEST(ElementOf, NotWhereActivationsExceedF16) {

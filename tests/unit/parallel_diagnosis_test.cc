@@ -219,6 +219,19 @@ const Case kCases[] = {
      },
      {1},
      {"rank 1 on host1", "is stuck before step 13", "between steps, after step 12"}},
+    // A later stage that still computes a step is not late, nor is who has just ended an operation.
+    {"SlowStagesAreNotLate",
+     [](MadeWorld& world) {
+       for (size_t rank = 0; rank < 3; ++rank) {
+         world.step(rank, 12, 9, true);
+         world.step(rank, 13, 7);
+         world.add(rank, {LedgerOp::kDevice, {}, -1, -1, 0, 0}, 5, false);
+       }
+       world.step(3, 12, 9, true);
+       world.add(3, {LedgerOp::kReceive, {}, 0, 0, 512, 0}, 0, true);
+     },
+     {},
+     {"the alarm"}},
     {"BehindWhileAllWaitForDevices",
      [](MadeWorld& world) {
        for (size_t rank = 0; rank < 4; ++rank) {
