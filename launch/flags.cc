@@ -66,7 +66,8 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
       ->capture_default_str();
   command
       .add_option("--dtype", options.dtype,
-                  "Of weights and activations on GPUs: bf16, f16, or auto: f16 for files of f16")
+                  "Of weights and activations on GPUs: bf16, f16, or auto: f16 for files "
+                  "whose matrices are all F16, but for Gemma 3")
       ->check(CLI::IsMember({"auto", "bf16", "f16"}))
       ->capture_default_str();
   command.add_flag("--deterministic", options.deterministic,

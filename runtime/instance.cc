@@ -178,13 +178,6 @@ void Instance::State::open() {
     });
   }
   together(*control, [&] {
-    if (!options.deterministic || !gpu) return;
-    fail(
-        ErrorCode::kInvalidArgument,
-        "deterministic: on GPUs a row's bits depend on the rows beside it; with device cpu they do "
-        "not");
-  });
-  together(*control, [&] {
     source = open_model(options.model, options.load_format, options.max_context);
     const int threads = options.threads > 0 ? options.threads : default_threads(local_size);
     if (options.threads < 0 || options.threads > 1024) {

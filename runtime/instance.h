@@ -39,8 +39,8 @@ struct InstanceOptions {
   // Refuses backends on which a row's bits depend on the other rows of its step or on how its
   // prompt was cut into chunks: GPUs, whose products are chosen by the number of rows.
   bool deterministic = false;
-  // Of weights and activations on GPUs: bf16, f16; auto: f16 for files of f16, else bf16. The CPU
-  // multiplies weights as the files have them.
+  // Of weights and activations on GPUs: bf16, f16; auto: see element_of. The CPU multiplies
+  // weights as the files have them.
   std::string dtype = "auto";
   std::string kv_dtype = "auto";  // f32, f16, bf16; auto: on CPU f32 for float32 weights, else
                                   // f16; on GPU `dtype`

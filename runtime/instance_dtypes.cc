@@ -35,6 +35,11 @@ DType element_of(const InstanceOptions& options, const WeightSource& source, boo
          "dtype: '{}' is for GPUs; the CPU multiplies weights as the files have them",
          options.dtype);
   }
+  if (gpu && options.deterministic) {
+    fail(ErrorCode::kInvalidArgument,
+         "deterministic: on GPUs a row's bits depend on the rows beside it; with device cpu they "
+         "do not");
+  }
   if (options.dtype != "auto") return options.dtype == "f16" ? DType::kF16 : DType::kBF16;
   return all_matrices_are_f16(source) && fits_f16(source.config().architecture) ? DType::kF16
                                                                                 : DType::kBF16;

@@ -1,15 +1,10 @@
-// What the targets for model files share: files in memory, and numbers that are looked at.
+// What the targets share: what counts as a finding, and bytes whose bounds are seen.
 #pragma once
-
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <memory>
 #include <span>
 #include <string>
@@ -53,33 +48,5 @@ inline void expect_within(std::span<const std::byte> part, std::span<const std::
     std::abort();
   }
 }
-
-// A directory in memory where there is one, kept for all inputs of a process.
-class Folder {
- public:
-  Folder() {
-    std::string name = std::filesystem::exists("/dev/shm")
-                           ? "/dev/shm/trireme-fuzz-XXXXXX"
-                           : (std::filesystem::temp_directory_path() / "trireme-fuzz-XXXXXX");
-    if (mkdtemp(name.data()) == nullptr) std::abort();
-    path_ = name;
-  }
-  ~Folder() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-
-  const std::string& path() const { return path_; }
-  std::string write(const char* file, std::string_view bytes) const {
-    const std::string path = path_ + "/" + file;
-    std::ofstream(path, std::ios::binary) << bytes;
-    return path;
-  }
-
- private:
-  std::string path_;
-};
 
 }  // namespace trireme::fuzz

@@ -7,6 +7,7 @@
 #include "runtime/model/weight_source.h"
 #include "tests/fuzz/fuzz_file.h"
 #include "tests/fuzz/fuzz_tensors.h"
+#include "tests/support/model_files.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace trireme;
@@ -33,12 +34,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     parse_gguf_config(file);
   });
   if (!reads) return 0;
-  static const fuzz::Folder folder;
+  static const TempDirectory folder;
   const std::string path = folder.write("model.gguf", input);
   fuzz::run([&] { inspect_model(path); });
   fuzz::run([&] { open_tokenizer(path, 1 << 20); });
   return fuzz::run([&] {
     const auto source = open_model(path);
+    for (const SourceTensor& tensor : source->tensors()) {
+      const auto bytes = static_cast<size_t>(row_bytes(tensor.format, tensor.cols));
+      for (int64_t row = 0; row < tensor.rows; ++row) {
+        fuzz::expect_within({tensor.row(row), bytes},
+                            source->gguf()->find_tensor(tensor.origin)->bytes);
+      }
+    }
     fuzz::read_all(*source);
   });
 }

@@ -48,7 +48,7 @@ void take(OutputStream& stream, const Tokenizer& tokenizer, std::vector<Output>&
     if (output.ended || find_invalid_utf8(delta->text)) std::abort();
     v1::OutputDelta message;
     to_message(*delta, &tokenizer, message);
-    if (message.SerializeAsString().empty() && delta->output != 0) std::abort();
+    message.SerializeAsString();
     if (delta->token_index >= 0) output.text += delta->text;  // not an echoed prompt's
     if (delta->token_index >= 0 && !delta->token_ids.empty()) {
       if (delta->token_index != output.first + static_cast<int64_t>(output.ids.size())) {

@@ -6,6 +6,7 @@
 #include "runtime/model/weight_source.h"
 #include "tests/fuzz/fuzz_file.h"
 #include "tests/fuzz/fuzz_tensors.h"
+#include "tests/support/model_files.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace trireme;
@@ -22,7 +23,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     reads = true;
   });
   if (!reads) return 0;
-  static const fuzz::Folder folder;
+  static const TempDirectory folder;
   folder.write("config.json", config);
   folder.write("model.safetensors", weights);
   fuzz::run([&] { inspect_model(folder.path()); });

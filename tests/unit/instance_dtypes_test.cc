@@ -82,5 +82,15 @@ TEST(ElementOf, RefusesOthers) {
             ErrorCode::kInvalidArgument);
 }
 
+TEST(ElementOf, GpusAreNotDeterministic) {
+  const auto source = open_model(fixture_model(TRIREME_FIXTURES, "llama3-f16").path);
+  InstanceOptions options = asking("auto");
+  options.deterministic = true;
+  const Error error = error_of([&] { element_of(options, *source, true); });
+  EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+  EXPECT_NE(std::string(error.what()).find("deterministic"), std::string::npos) << error.what();
+  element_of(options, *source, false);  // a CPU is
+}
+
 }  // namespace
 }  // namespace trireme

@@ -219,8 +219,8 @@ const Case kCases[] = {
      },
      {1},
      {"rank 1 on host1", "is stuck before step 13", "between steps, after step 12"}},
-    // A later stage that still computes a step is not late, nor is who has just ended an operation.
-    {"SlowStagesAreNotLate",
+    // Who has just ended an operation is on its way into the next step.
+    {"OnItsWayIsNotLate",
      [](MadeWorld& world) {
        for (size_t rank = 0; rank < 3; ++rank) {
          world.step(rank, 12, 9, true);
