@@ -114,7 +114,11 @@ const LedgerStep* find_step(const RankReport& report, uint64_t step) {
 
 bool blame_plan(const Reports& reports, Verdict& verdict) {
   for (const RankReport& report : reports) {
-    const std::string line = plan_difference(reports[0], report);
+    const auto first = std::find_if(reports.begin(), reports.end(), [&](const RankReport& other) {
+      return other.stage == report.stage;
+    });
+    std::string line = step_difference(reports[0], report);
+    if (line.empty()) line = step_difference(*first, report);
     if (line.empty()) continue;
     verdict.culprits.push_back(report.rank);
     if (!verdict.line.empty()) verdict.line += "; ";
@@ -371,12 +375,18 @@ std::string rank_line(const RankReport& report) {
 
 }  // namespace
 
-std::string plan_difference(const RankReport& root, const RankReport& other) {
-  for (const LedgerStep& step : root.view.steps) {
+std::string step_difference(const RankReport& measure, const RankReport& other) {
+  for (const LedgerStep& step : measure.view.steps) {
     const LedgerStep* same = find_step(other, step.step);
-    if (same == nullptr || same->plan == step.plan) continue;
-    return fmt::format("{} step {}: the hash of its plan is {:016x}, that of {} is {:016x}",
-                       where(other), step.step, same->plan, where(root), step.plan);
+    if (same == nullptr) continue;
+    if (same->plan != step.plan) {
+      return fmt::format("{} step {}: the hash of its plan is {:016x}, that of {} is {:016x}",
+                         where(other), step.step, same->plan, where(measure), step.plan);
+    }
+    if (measure.stage == other.stage && same->queued != step.queued) {
+      return fmt::format("{} step {}: its device was given {} collectives before, that of {} {}",
+                         where(other), step.step, same->queued, where(measure), step.queued);
+    }
   }
   return {};
 }

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/error.h"
+
 namespace trireme {
 namespace {
 
@@ -58,6 +60,7 @@ int64_t Ledger::now() {
 
 int16_t Ledger::add_group(std::string name, std::vector<int32_t> ranks) {
   const std::lock_guard lock(mutex_);
+  if (groups_.size() == kGroups) fail(ErrorCode::kInternal, "ledger: more groups than a world has");
   groups_.push_back({std::move(name), std::move(ranks)});
   return static_cast<int16_t>(groups_.size() - 1);
 }
@@ -65,6 +68,14 @@ int16_t Ledger::add_group(std::string name, std::vector<int32_t> ranks) {
 std::vector<LedgerGroup> Ledger::groups() const {
   const std::lock_guard lock(mutex_);
   return groups_;
+}
+
+void Ledger::play(const std::vector<LedgerCall>& tape) {
+  for (LedgerCall call : tape) {
+    if (call.number != 0) call.number = next_number(call.group);
+    begin(call);
+    end();
+  }
 }
 
 void Ledger::begin_step(uint64_t step, uint64_t plan) {
@@ -77,6 +88,7 @@ void Ledger::begin_step(uint64_t step, uint64_t plan) {
   put(slot[2], plan);
   put(slot[3], static_cast<uint64_t>(now()));
   put(slot[4], 0);
+  put(slot[5], queued_);
   put(slot[0], count);
 }
 
@@ -104,9 +116,9 @@ LedgerView Ledger::view(size_t operations) const {
   std::vector<std::pair<uint64_t, LedgerStep>> steps;
   for (const Words& slot : steps_) {
     if (!read(slot, words)) continue;
-    steps.push_back(
-        {words[0],
-         {words[1], words[2], static_cast<int64_t>(words[3]), static_cast<int64_t>(words[4])}});
+    steps.push_back({words[0],
+                     {words[1], words[2], static_cast<int64_t>(words[3]),
+                      static_cast<int64_t>(words[4]), words[5]}});
   }
   std::sort(steps.begin(), steps.end(),
             [](const auto& a, const auto& b) { return a.first < b.first; });

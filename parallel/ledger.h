@@ -45,6 +45,7 @@ struct LedgerCall {
   int32_t peer = -1;          // rank in the group; -1: all
   uint64_t bytes = 0;
   uint64_t number = 0;  // of the group's collectives, from 1; 0: none
+  bool queued = false;  // a device is given it, in the order of the steps; for collectives
 };
 
 struct LedgerRecord {
@@ -60,7 +61,8 @@ struct LedgerStep {
   uint64_t step = 0;
   uint64_t plan = 0;  // hash
   int64_t begin = 0;
-  int64_t end = 0;  // 0: not ended
+  int64_t end = 0;      // 0: not ended
+  uint64_t queued = 0;  // collectives that the device had been given before
 };
 
 struct LedgerGroup {
@@ -77,16 +79,18 @@ struct LedgerView {
 
 class Ledger {
  public:
-  static constexpr size_t kOperations = 256, kSteps = 64;
+  static constexpr size_t kOperations = 256, kSteps = 64, kGroups = 32;
 
   static int64_t now();  // ns
 
-  // Any thread. The first is for good.
+  // Any thread. The first is for good; at most kGroups.
   int16_t add_group(std::string name, std::vector<int32_t> ranks);
   std::vector<LedgerGroup> groups() const;
 
   // The step loop's thread. An operation that fails is never ended.
   void begin(const LedgerCall& call) {
+    if (tape_ != nullptr) tape_->push_back(call);
+    if (call.queued) ++queued_;
     const uint64_t sequence = ++sequence_;
     Words& slot = operations_[sequence % kOperations];
     slot[0].store(0, std::memory_order_relaxed);
@@ -100,6 +104,14 @@ class Ledger {
     put(slot[0], sequence);
   }
   void end() { put(operations_[sequence_ % kOperations][7], static_cast<uint64_t>(now())); }
+
+  // For LedgerCall::number.
+  uint64_t next_number(int16_t group) { return ++numbers_[static_cast<size_t>(group)]; }
+
+  // What is begun is put on `tape` too, until null is given. A graph that is recorded meanwhile
+  // does these operations whenever it is replayed, and play() writes them down with new numbers.
+  void record(std::vector<LedgerCall>* tape) { tape_ = tape; }
+  void play(const std::vector<LedgerCall>& tape);
 
   // Several steps may be under way.
   void begin_step(uint64_t step, uint64_t plan);
@@ -121,7 +133,9 @@ class Ledger {
   }
 
   // The writer's own.
-  uint64_t sequence_ = 0, step_count_ = 0, step_ = 0, plan_ = 0;
+  uint64_t sequence_ = 0, step_count_ = 0, step_ = 0, plan_ = 0, queued_ = 0;
+  std::array<uint64_t, kGroups> numbers_{};
+  std::vector<LedgerCall>* tape_ = nullptr;
   alignas(64) std::array<Words, kOperations> operations_{};
   std::array<Words, kSteps> steps_{};
   mutable std::mutex mutex_;

@@ -1,5 +1,6 @@
 #include "parallel/ledger_communicator.h"
 
+#include <type_traits>
 #include <utility>
 
 namespace trireme {
@@ -63,7 +64,9 @@ class LedgerWriter : public Base {
 
  protected:
   void begin(LedgerOp op, size_t bytes, int peer = -1, DType dtype = DType::kF32) {
-    ledger_.begin({op, dtype, group_, peer, bytes, is_collective(op) ? ++collectives_ : 0});
+    const bool collective = is_collective(op);
+    ledger_.begin({op, dtype, group_, peer, bytes, collective ? ledger_.next_number(group_) : 0,
+                   collective && std::is_same_v<Base, DeviceCommunicator>});
   }
 
   std::unique_ptr<Base> inner_;
@@ -71,7 +74,6 @@ class LedgerWriter : public Base {
 
  private:
   int16_t group_;
-  uint64_t collectives_ = 0;
 };
 
 class HostWriter final : public LedgerWriter<Communicator> {

@@ -26,7 +26,11 @@ void Watchdog::State::take_report(size_t of_rank, const WatchFrame& frame) {
   if (!decode_report(frame.body, report) || !other_plan.empty()) return;
   RankReport mine = peers[0].report;
   mine.view = ledger.view(0);
-  other_plan = plan_difference(mine, report);
+  other_plan = step_difference(mine, report);
+  const auto first = std::find_if(peers.begin(), peers.end(), [&](const Peer& peer) {
+    return peer.report.stage == report.stage;
+  });
+  if (other_plan.empty()) other_plan = step_difference(first->report, report);
 }
 
 void Watchdog::State::take_frames(size_t of_rank) {

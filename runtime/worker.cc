@@ -38,6 +38,7 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
       backend(backend_of_rank),
       last_plan(plan_seed(world.layout.describe())) {
   if (world.device_tp) {
+    decoder.set_ledger(world.ledger.get());
     tune_sums(*sums, *world.tp, *world.device_tp, decoder.sum_buffers());
   }
   if (world.last_stage()) {

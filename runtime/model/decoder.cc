@@ -202,6 +202,25 @@ void Decoder::omit_sums(bool omit) {
   sums_.omit(omit);
 }
 
+// A replay does the operations that the ledger saw when it was recorded.
+void Decoder::repeat(const RepeatKey& key, const std::function<void()>& work) {
+  if (ledger_ == nullptr) return backend_.repeat(key, work);
+  std::vector<LedgerCall>& tape = tapes_[key];
+  bool replayed = true;
+  backend_.repeat(key, [&] {
+    struct Recording {
+      Ledger& ledger;
+      ~Recording() { ledger.record(nullptr); }
+    };
+    replayed = false;
+    tape.clear();
+    ledger_->record(&tape);
+    const Recording recording{*ledger_};
+    work();
+  });
+  if (replayed) ledger_->play(tape);
+}
+
 // With the sums omitted, what is fused with them.
 void Decoder::sum_only(int64_t tokens) {
   const int64_t rows = backend_.padded_rows(tokens);
@@ -209,7 +228,7 @@ void Decoder::sum_only(int64_t tokens) {
   const MatrixView delta = a.delta.row_range(0, rows);
   backend_.fill_bytes(delta, 0);  // sums of sums would overflow
   backend_.fill_bytes(hidden(rows), 0);
-  backend_.repeat({rows, false, omits_sums_ ? 3 : 2}, [&] {
+  repeat({rows, false, omits_sums_ ? 3 : 2}, [&] {
     if (layout_.stage_of(rank_) == 0) sums_.add_up(hidden(rows));
     for (const LayerWeights& layer : weights_.layers) {
       add(rows, layer.attn_post_norm, &layer.attn_norm);
@@ -234,7 +253,7 @@ void Decoder::forward() {
   const bool head_too = last && s.batch.logit_tokens.size() == static_cast<size_t>(s.tokens) &&
                         s.tokens <= s.a.logits.rows;
   const int64_t rows = backend_.padded_rows(s.tokens);
-  backend_.repeat({rows, head_too, omits_sums_ ? 1 : 0}, [&] { work(rows, head_too); });
+  repeat({rows, head_too, omits_sums_ ? 1 : 0}, [&] { work(rows, head_too); });
   s.head_is_done = head_too;
 }
 

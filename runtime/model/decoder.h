@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -10,6 +11,7 @@
 
 #include "kernels/backend.h"
 #include "parallel/layout.h"
+#include "parallel/ledger.h"
 #include "runtime/model/config.h"
 #include "runtime/model/kv_cache.h"
 #include "runtime/model/prefill_parts.h"
@@ -85,6 +87,9 @@ class Decoder {
   // [tokens, vocab.count] float32 in the backend's memory, valid until the next call.
   MatrixView logits(std::span<const int32_t> tokens);
 
+  // Operations within what the backend replays are written there; null: nowhere.
+  void set_ledger(Ledger* ledger) { ledger_ = ledger; }
+
   // For TensorSums::tune().
   SumBuffers sum_buffers() const;
 
@@ -107,6 +112,7 @@ class Decoder {
 
  private:
   struct Scratch;
+  void repeat(const RepeatKey& key, const std::function<void()>& work);
   void run_layers(int64_t tokens);
   void run_layers_in_parts(int64_t tokens, int64_t cut);
   size_t layer_count() const;
@@ -125,6 +131,8 @@ class Decoder {
   DecoderWeights weights_;
   Backend& backend_;
   TensorSums& sums_;
+  Ledger* ledger_ = nullptr;
+  std::map<RepeatKey, std::vector<LedgerCall>> tapes_;  // of what is replayed
   bool apart_ = false;  // blocks' outputs are added to the residual by ops of their own
   PrefillParts parts_;
   bool omits_sums_ = false;

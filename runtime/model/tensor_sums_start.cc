@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kTableVersion = 1;
 
-// Kernels of ours are queued, or captured into a graph, here; a replay is not seen.
+// Kernels of ours are queued, or captured into a graph, here.
 class LedgerPeerSums final : public PeerSums {
  public:
   LedgerPeerSums(std::unique_ptr<PeerSums> inner, Ledger& ledger, std::vector<int32_t> ranks)
@@ -44,13 +44,13 @@ class LedgerPeerSums final : public PeerSums {
  private:
   void begin(MatrixView x) {
     const auto bytes = static_cast<uint64_t>(x.rows * x.cols) * size_of(x.dtype);
-    ledger_.begin({LedgerOp::kAllReduce, x.dtype, group_, -1, bytes, ++sums_});
+    ledger_.begin(
+        {LedgerOp::kAllReduce, x.dtype, group_, -1, bytes, ledger_.next_number(group_), true});
   }
 
   std::unique_ptr<PeerSums> inner_;
   Ledger& ledger_;
   int16_t group_;
-  uint64_t sums_ = 0;
 };
 
 Json to_json(const std::vector<SumChoice>& choices) {

@@ -3,9 +3,10 @@
 //
 //   fault_mpi_test CASE VICTIM LAYOUT LINK [DEVICE]
 //
-// From its step 40 on, at its next operation on LINK (control, data or tp) rank VICTIM: is killed
-// (kill), stopped (stop), sleeps for ever (hang), throws (throw), passes over an operation and goes
-// on (skip), misreads a plan (plan), or is given another one by rank 0 (other_plan).
+// From its step 40 on, at its next operation on LINK (control, data, tp or device_tp) rank VICTIM:
+// is killed (kill), stopped (stop), sleeps for ever (hang), throws (throw), passes over an
+// operation and goes on (skip; the only one on device_tp), misreads a plan (plan), or is given
+// another one by rank 0 (other_plan).
 #include <signal.h>
 #include <unistd.h>
 
@@ -20,7 +21,6 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "runtime/instance.h"
-#include "runtime/warm_up.h"
 #include "runtime/worker_messages.h"
 #include "tests/unit/engine_world.h"
 
@@ -36,13 +36,33 @@ struct Plan {
   int victim = 0;
 };
 
+// That the step at which the victim does wrong has come, once.
+class FaultTime {
+ public:
+  explicit FaultTime(const World& world) : ledger_(*world.ledger) {}
+  bool has_come() {
+    if (done_) return false;
+    const LedgerView view = ledger_.view(0);
+    if (view.steps.empty() || view.steps.back().step < kFaultStep) return false;
+    done_ = true;
+    timespec now{};
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    std::fprintf(stderr, "fault at %ld.%09ld\n", now.tv_sec, now.tv_nsec);
+    return true;
+  }
+
+ private:
+  const Ledger& ledger_;
+  bool done_ = false;
+};
+
 // Stands between the program and a communicator. As far as the ledger knows, what it passes over
 // was never called.
 class FaultyCommunicator final : public Communicator {
  public:
   FaultyCommunicator(std::unique_ptr<Communicator> inner, World& world, Plan plan)
       : inner_(std::move(inner)),
-        ledger_(*world.ledger),
+        time_(world),
         last_plan_(plan_seed(world.layout.describe())),
         plan_(std::move(plan)) {}
 
@@ -75,7 +95,7 @@ class FaultyCommunicator final : public Communicator {
   void recv(std::span<std::byte> data, int from, int tag, StreamHandle stream) override {
     if (plan_.fault != "plan" && passes_over()) return;
     inner_->recv(data, from, tag, stream);
-    if (plan_.fault == "plan" && data.back() == std::byte(Order::kPlan) && is_time()) {
+    if (plan_.fault == "plan" && data.back() == std::byte(Order::kPlan) && time_.has_come()) {
       data[data.size() / 2] ^= std::byte{4};
     }
   }
@@ -89,20 +109,9 @@ class FaultyCommunicator final : public Communicator {
   void check() override { inner_->check(); }
 
  private:
-  bool is_time() {
-    if (done_) return false;
-    const LedgerView view = ledger_.view(0);
-    if (view.steps.empty() || view.steps.back().step < kFaultStep) return false;
-    if (view.steps.back().step >= kWarmUpStep) return false;
-    done_ = true;
-    timespec now{};
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    std::fprintf(stderr, "fault at %ld.%09ld\n", now.tv_sec, now.tv_nsec);
-    return true;
-  }
   // `data`: of a send.
   bool passes_over(std::span<const std::byte> data = {}) {
-    if (!is_time()) return false;
+    if (!time_.has_come()) return false;
     if (plan_.fault == "kill") kill(getpid(), SIGKILL);
     if (plan_.fault == "stop") kill(getpid(), SIGSTOP);
     if (plan_.fault == "hang") std::this_thread::sleep_for(std::chrono::hours(1));
@@ -122,14 +131,68 @@ class FaultyCommunicator final : public Communicator {
   }
 
   std::unique_ptr<Communicator> inner_;
-  const Ledger& ledger_;
+  FaultTime time_;
   uint64_t last_plan_;  // that was sent to the victim
   const Plan plan_;
   std::vector<std::byte> changed_;
-  bool done_ = false;
+};
+
+// The same of a device's sums: passes one over, or none. Sums go through it, not over peer memory.
+class FaultyDevice final : public DeviceCommunicator {
+ public:
+  FaultyDevice(std::unique_ptr<DeviceCommunicator> inner, const World& world, bool skips)
+      : inner_(std::move(inner)), time_(world), skips_(skips) {}
+
+  int rank() const override { return inner_->rank(); }
+  int size() const override { return inner_->size(); }
+  const std::string& name() const override { return inner_->name(); }
+  void all_reduce_sum(void* data, int64_t count, DType dtype, StreamHandle stream) override {
+    if (skips_ && time_.has_come()) return;
+    inner_->all_reduce_sum(data, count, dtype, stream);
+  }
+  void all_gather(std::span<const std::byte> in, std::span<std::byte> out,
+                  StreamHandle stream) override {
+    inner_->all_gather(in, out, stream);
+  }
+  void broadcast(std::span<std::byte> data, int root, StreamHandle stream) override {
+    inner_->broadcast(data, root, stream);
+  }
+  void barrier() override { inner_->barrier(); }
+  void send(std::span<const std::byte> data, int to, int tag, StreamHandle stream) override {
+    inner_->send(data, to, tag, stream);
+  }
+  void recv(std::span<std::byte> data, int from, int tag, StreamHandle stream) override {
+    inner_->recv(data, from, tag, stream);
+  }
+  int64_t probe(int from, int tag, Wait wait) override { return inner_->probe(from, tag, wait); }
+  std::unique_ptr<DeviceCommunicator> split_device(int color, const std::string& name,
+                                                   int blocks) override {
+    return inner_->split_device(color, name, blocks);
+  }
+  Buffer allocate_symmetric(size_t bytes) override { return inner_->allocate_symmetric(bytes); }
+  std::optional<PeerBuffers> map_peers(Communicator&, size_t, std::string& why) override {
+    why = "a test of sums over NCCL";
+    return std::nullopt;
+  }
+  std::string identity() const override { return inner_->identity() + " tested for faults"; }
+  void wait(StreamHandle stream) override { inner_->wait(stream); }
+  void set_agreement(uint64_t value) override { inner_->set_agreement(value); }
+  void set_deadline(std::chrono::milliseconds limit) override { inner_->set_deadline(limit); }
+  void abort(const std::string& reason) override { inner_->abort(reason); }
+  void check() override { inner_->check(); }
+
+ private:
+  std::unique_ptr<DeviceCommunicator> inner_;
+  FaultTime time_;
+  const bool skips_;
 };
 
 void plant(const Plan& plan, World& world) {
+  if (plan.link == "device_tp") {
+    world.device_tp = std::make_unique<FaultyDevice>(std::move(world.device_tp), world,
+                                                     world.rank == plan.victim);
+    return;
+  }
   if (world.rank != (plan.fault == "other_plan" ? 0 : plan.victim)) return;
   auto& link = plan.link == "control" ? world.control : plan.link == "data" ? world.data : world.tp;
   link = std::make_unique<FaultyCommunicator>(std::move(link), world, plan);

@@ -41,6 +41,12 @@ CASES = {
     # On a device it is the next order that the rank does not take: others may be in that step.
     "hang": ("hang", 1, TENSOR, LINK, 2 * STEP_LIMIT,
              place(1, 0, 1) + f" is stuck {'in' if DEVICE == 'cpu' else 'before'} step"),
+    "hang_rank_0": ("hang", 0, TENSOR, LINK, 2 * STEP_LIMIT, place(0, 0, 0) + " is "
+                    + ("stuck in step" if DEVICE == "cpu" else "in no operation")),
+    # Its device has done the step, and the result is on its way to nobody.
+    "hang_in_the_last_stage": ("hang", LAST, PIPELINE, "data" if DEVICE == "cpu" else "control",
+                               2 * STEP_LIMIT, place(LAST, LAST, 0)
+                               + (" is stuck in" if DEVICE == "cpu" else " has left") + " step"),
     "plan": ("plan", LAST, TENSOR, "control", 0,
              place(LAST, 0, LAST) + r" step \d+: the hash of its plan is \w{16}, that of " +
              place(0, 0, 0) + r" is \w{16}"),
@@ -52,7 +58,14 @@ CASES = {
                                  "that of " + place(0, 0, 0) + r" is \w{16}"),
     "throw": ("throw", 1, TENSOR, LINK, 0, place(1, 0, 1) + r" step \d+: the floor is wet"),
 }
-if DEVICE == "cpu":
+if DEVICE == "cuda":
+    # NCCL sums what comes. Where sizes meet that differ it waits; else the watchdogs compare how
+    # many each device was given.
+    CASES["skip"] = ("skip", 1, TENSOR, "device_tp", 2 * STEP_LIMIT,
+                     "mismatch: " + place(1, 0, 1) + r" step \d+: .* where " + place(0, 0, 0) + "|" +
+                     place(1, 0, 1) + r" step \d+: its device was given \d+ collectives before, "
+                     "that of " + place(0, 0, 0) + r" \d+")
+else:
     CASES["skip"] = ("skip", 1, TENSOR, "tp", 0,
                      "mismatch: " + place(1, 0, 1) + r" step \d+: .* where " + place(0, 0, 0) +
                      " and " + place(2, 0, 2))

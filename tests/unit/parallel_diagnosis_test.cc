@@ -126,6 +126,19 @@ const Case kCases[] = {
      {3},
      {"rank 3 on host3 (stage 1, tensor rank 0) step 12: the hash of its plan is 000000000000abcd",
       "that of rank 0 on host0 (stage 0, tensor rank 0) is 0000000000001234"}},
+    // Stage 1 has fewer sums, of its own.
+    {"FewerCollectivesOnADevice",
+     [](MadeWorld& world) {
+       for (size_t rank = 0; rank < 4; ++rank) {
+         world.step(rank, 11, 20, true);
+         world.step(rank, 12, 9);
+         for (LedgerStep& step : world[rank].view.steps) step.queued = rank == 3 ? 60 : 130;
+       }
+       world[2].view.steps[1].queued = 129;
+     },
+     {2},
+     {"rank 2 on host2 (stage 0, tensor rank 2) step 12: its device was given 129 collectives "
+      "before, that of rank 0 on host0 (stage 0, tensor rank 0) 130"}},
     {"OtherOperation",
      [](MadeWorld& world) {
        world.all_but(1);

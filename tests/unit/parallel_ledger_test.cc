@@ -71,6 +71,54 @@ TEST(Ledger, TheRingKeepsTheLast) {
   EXPECT_EQ(last.operations[2].call.bytes, 3 * Ledger::kOperations + 5);
 }
 
+// A graph's operations are put on a tape where they are captured, and written down, with the
+// numbers that follow, where it is replayed.
+TEST(Ledger, PlaysWhatWasRecorded) {
+  Ledger ledger;
+  const int16_t sums = ledger.add_group("device tp", {0, 1});
+  const int16_t edge = ledger.add_group("device outgoing", {0, 2});
+  const auto sum = [&](uint64_t bytes) {
+    ledger.begin(
+        {LedgerOp::kAllReduce, DType::kBF16, sums, -1, bytes, ledger.next_number(sums), true});
+    ledger.end();
+  };
+  std::vector<LedgerCall> tape;
+  ledger.begin_step(1, 10);
+  sum(8);
+  ledger.record(&tape);
+  sum(16);
+  ledger.begin({LedgerOp::kSend, DType::kF32, edge, 1, 32, 0});
+  ledger.end();
+  ledger.record(nullptr);
+  sum(64);
+  ASSERT_EQ(tape.size(), 2u);
+  ledger.begin_step(2, 20);
+  ledger.play(tape);
+  ledger.begin_step(3, 30);
+  const LedgerView view = ledger.view();
+  ASSERT_EQ(view.operations.size(), 6u);
+  const LedgerRecord& again = view.operations[4];
+  EXPECT_EQ(again.call.number, 4u);
+  EXPECT_EQ(again.call.bytes, 16u);
+  EXPECT_EQ(again.call.dtype, DType::kBF16);
+  EXPECT_EQ(again.step, 2u);
+  EXPECT_GT(again.end, 0);
+  EXPECT_EQ(view.operations[5].call.op, LedgerOp::kSend);
+  EXPECT_EQ(view.operations[5].call.peer, 1);
+  EXPECT_EQ(view.operations[5].call.number, 0u);
+  EXPECT_EQ(tape.size(), 2u);  // what is played is not recorded
+  // Sends do not count: ranks of a stage may send to different peers.
+  EXPECT_EQ(view.steps[0].queued, 0u);
+  EXPECT_EQ(view.steps[1].queued, 3u);
+  EXPECT_EQ(view.steps[2].queued, 4u);
+}
+
+TEST(Ledger, HasSoManyGroups) {
+  Ledger ledger;
+  for (size_t i = 0; i < Ledger::kGroups; ++i) ledger.add_group("one", {0});
+  EXPECT_THROW(ledger.add_group("too many", {0}), Error);
+}
+
 TEST(Ledger, StepsMayOverlap) {
   Ledger ledger;
   for (uint64_t step = 1; step <= 2 * Ledger::kSteps; ++step) {
