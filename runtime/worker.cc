@@ -41,6 +41,11 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
     decoder.set_ledger(world.ledger.get());
     tune_sums(*sums, *world.tp, *world.device_tp, decoder.sum_buffers());
   }
+  if (device_group() == nullptr && world.layout.pipeline() > 1) {
+    // Where the next stage cannot fetch them, the last step's activations leave only while this
+    // rank is inside MPI: in a pipeline that looks ahead it goes on to compute at once.
+    decoder.set_interlude([this] { world.data->check(); });
+  }
   if (world.last_stage()) {
     sampler = std::make_unique<Sampler>(*world.tp, world.shard().vocab, model.vocab,
                                         backend.make_logit_rows(config.slots));

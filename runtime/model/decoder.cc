@@ -346,6 +346,7 @@ void Decoder::run_layers_in_parts(int64_t tokens, int64_t cut) {
 // Queries, keys and values of these tokens. `normed`: a.normed holds the normalized input and the
 // block's output goes to a.delta; else the residual stream is normalized here and added to.
 void Decoder::attention_input(int layer, Part tokens, bool normed) {
+  interlude();
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const Activations& a = scratch_->a;
   const auto rows = [tokens](const MatrixView& view) {
@@ -363,6 +364,7 @@ void Decoder::attention_input(int layer, Part tokens, bool normed) {
 }
 
 void Decoder::attention(int layer, int64_t tokens) {
+  interlude();
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const auto global = layout_.stage(rank_).layers.begin + layer;
   const LayerConfig& config = config_.layers[static_cast<size_t>(global)];
@@ -388,6 +390,7 @@ void Decoder::attention(int layer, int64_t tokens) {
 
 // `normed` as in attention_input().
 void Decoder::attention_output(int layer, Part tokens, bool normed) {
+  interlude();
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const Activations& a = scratch_->a;
   const MatrixView& to = normed ? a.delta : a.hidden;
@@ -398,6 +401,7 @@ void Decoder::attention_output(int layer, Part tokens, bool normed) {
 
 // As attention_output().
 void Decoder::feed_forward(int layer, Part tokens, bool normed) {
+  interlude();
   const LayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
   const auto global = layout_.stage(rank_).layers.begin + layer;
   const Activations& a = scratch_->a;

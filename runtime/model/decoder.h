@@ -90,6 +90,10 @@ class Decoder {
   // Operations within what the backend replays are written there; null: nowhere.
   void set_ledger(Ledger* ledger) { ledger_ = ledger; }
 
+  // Called four times a layer, for what must not wait until the step has ended. Not for backends
+  // that replay.
+  void set_interlude(std::function<void()> work) { interlude_ = std::move(work); }
+
   // For TensorSums::tune().
   SumBuffers sum_buffers() const;
 
@@ -112,6 +116,9 @@ class Decoder {
 
  private:
   struct Scratch;
+  void interlude() {
+    if (interlude_) interlude_();
+  }
   void repeat(const RepeatKey& key, const std::function<void()>& work);
   void run_layers(int64_t tokens);
   void run_layers_in_parts(int64_t tokens, int64_t cut);
@@ -132,6 +139,7 @@ class Decoder {
   Backend& backend_;
   TensorSums& sums_;
   Ledger* ledger_ = nullptr;
+  std::function<void()> interlude_;
   std::map<RepeatKey, std::vector<LedgerCall>> tapes_;  // of what is replayed
   bool apart_ = false;  // blocks' outputs are added to the residual by ops of their own
   PrefillParts parts_;
