@@ -46,8 +46,6 @@ ModelCost cost_of(const WeightSource& source, const Backend& backend, int rows) 
   return cost;
 }
 
-}  // namespace
-
 MachineLimits measure_limits(OfflineSession& session) {
   Instance& instance = session.instance();
   const auto layer = instance.source().find("layers.0.q.weight");
@@ -63,7 +61,11 @@ MachineLimits measure_limits(OfflineSession& session) {
   return limits;
 }
 
-namespace {
+MachineLimits larger(MachineLimits a, const MachineLimits& b) {
+  a.read_bandwidth = std::max(a.read_bandwidth, b.read_bandwidth);
+  a.flops = std::max(a.flops, b.flops);
+  return a;
+}
 
 // The stamps of this rank's GPU; made and finished on every rank, outside of session.run().
 class IdleShare {
@@ -108,8 +110,8 @@ class IdleShare {
 
 }  // namespace
 
-nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOptions& options,
-                                    const MachineLimits& limits) {
+nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOptions& options) {
+  const MachineLimits before = measure_limits(session);
   const ModelCost cost =
       cost_of(session.instance().source(), session.instance().backend(), options.batch);
   std::vector<double> rates;
@@ -135,6 +137,7 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
     }
   });
   idle.finish();
+  const MachineLimits limits = larger(before, measure_limits(session));
   if (rates.empty()) return {};
   const double rate = median(rates);
   const double bytes_per_s = cost.bytes * rate / options.batch;
@@ -154,8 +157,8 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
   return json;
 }
 
-nlohmann::ordered_json bench_prefill(OfflineSession& session, const BenchModelOptions& options,
-                                     const MachineLimits& limits) {
+nlohmann::ordered_json bench_prefill(OfflineSession& session, const BenchModelOptions& options) {
+  const MachineLimits before = measure_limits(session);
   Instance& instance = session.instance();
   const ModelCost cost =
       cost_of(instance.source(), instance.backend(), options.batch * options.prompt);
@@ -167,6 +170,7 @@ nlohmann::ordered_json bench_prefill(OfflineSession& session, const BenchModelOp
       if (i > 0) times.push_back(run.seconds());
     }
   });
+  const MachineLimits limits = larger(before, measure_limits(session));
   if (times.empty()) return {};
   const double time = median(times);
   const ModelConfig& config = instance.config();

@@ -34,8 +34,7 @@ void print(const nlohmann::ordered_json& figures, bool json) {
   }
 }
 
-using ModelBench = nlohmann::ordered_json (*)(OfflineSession&, const BenchModelOptions&,
-                                              const MachineLimits&);
+using ModelBench = nlohmann::ordered_json (*)(OfflineSession&, const BenchModelOptions&);
 
 int bench_model(CommandContext& context, BenchOptions& options, ModelBench bench) {
   auto& instance = options.instance;
@@ -46,8 +45,7 @@ int bench_model(CommandContext& context, BenchOptions& options, ModelBench bench
   }
   if (instance.max_running == 0) instance.max_running = std::max(options.model.batch, 1);
   OfflineSession session(context, instance, "warn");
-  const auto limits = measure_limits(session);
-  const auto figures = bench(session, options.model, limits);
+  const auto figures = bench(session, options.model);
   if (session.is_root()) print(figures, options.json);
   return 0;
 }
