@@ -13,11 +13,10 @@
 #include "kernels/cuda_module.h"
 #include "runtime/instance_dtypes.h"
 #include "runtime/instance_layout.h"
-#include "runtime/instance_memory.h"
+#include "runtime/instance_needs.h"
 #include "runtime/instance_phase.h"
 #include "runtime/instance_tokenizer.h"
 #include "runtime/memory.h"
-#include "runtime/model/activation_flow.h"
 #include "runtime/model/stage_costs.h"
 #include "runtime/profiles.h"
 #include "runtime/warm_up.h"
@@ -25,12 +24,7 @@
 namespace trireme {
 namespace {
 
-// Without max_context a model is served if so many tokens fit; it is then limited to what does.
-constexpr int32_t kLeastContext = 256;
-// What a rank takes besides: message buffers, the backend's scratch, the process itself.
-constexpr int64_t kProcessBytes = 32 << 20;
 constexpr std::chrono::milliseconds kCommunicatorLimit{300'000};  // as they are made
-constexpr int64_t kMostBlocks = int64_t{1} << 30;
 // What a recorder holds at most: 160 MB of spans, and 100 MB of rows.
 constexpr uint64_t kMostSpans = uint64_t{4} << 20;
 constexpr uint64_t kMostRows = uint64_t{2} << 20;
@@ -80,11 +74,6 @@ int32_t context_wish(const InstanceOptions& options, const ModelConfig& config) 
   return options.max_context > 0 ? options.max_context : config.max_context;
 }
 
-// Tokens of one sequence that a group keeps at most.
-int64_t kept_tokens(int window, int32_t context, const SchedulerConfig& config) {
-  return window == 0 ? context : std::min<int64_t>(context, int64_t{window} + config.max_chunk);
-}
-
 }  // namespace
 
 struct Instance::State {
@@ -97,6 +86,7 @@ struct Instance::State {
         options(instance_options) {}
 
   bool decide_gpu();
+  void tell_why_not(const std::vector<uint8_t>& has, int mine) const;
   void open();
   void start_recording();
   void watch();
@@ -106,9 +96,7 @@ struct Instance::State {
   void measure_memory();
   void load();
   void report() const;
-  MemoryNeeds memory_needs() const;
   ModelShape shape_of_model() const;
-  std::string fitting_layout(int64_t memory) const;
   DecoderWeights load_with_progress();
 
   std::unique_ptr<Communicator> control;  // until `world` takes it
@@ -154,6 +142,19 @@ bool Instance::State::decide_gpu() {
   return true;
 }
 
+// Where `auto` takes the CPU on a machine that has GPUs, which nobody may have meant. `has` by
+// rank.
+void Instance::State::tell_why_not(const std::vector<uint8_t>& has, int mine) const {
+  const auto without = std::count(has.begin(), has.end(), 0);
+  if (control->rank() != 0 || options.device != "auto") return;
+  if (mine > 0) {
+    log::warn("device: the CPU, since {} of {} ranks have no GPU of their own ({} on this host)",
+              without, has.size(), mine);
+  } else {
+    log::info("device: the CPU ({})", cuda_unavailable());
+  }
+}
+
 // Everything that can be wrong without touching a weight.
 void Instance::State::open() {
   const int rank = control->rank();
@@ -169,6 +170,7 @@ void Instance::State::open() {
     std::vector<uint8_t> all(static_cast<size_t>(control->size()));
     control->all_gather(std::as_bytes(std::span(&has, 1)), std::as_writable_bytes(std::span(all)));
     gpu = std::all_of(all.begin(), all.end(), [](uint8_t one) { return one != 0; });
+    if (!gpu) tell_why_not(all, mine);
     together(*control, [&] {
       if (has != 0 || options.device == "auto") return;
       if (mine == 0) fail(ErrorCode::kUnavailable, "device: no GPU ({})", cuda_unavailable());
@@ -271,65 +273,17 @@ void Instance::State::start_recording() {
   requests = std::make_unique<RequestLog>(options.record, std::min(rows, kMostRows));
 }
 
-// The smallest world, up to 64 ranks, whose GPUs of `memory` bytes each hold the weights and leave
-// a tenth for the KV cache; in words.
-std::string Instance::State::fitting_layout(int64_t memory) const {
-  const ModelShape shape = shape_of_model();
-  for (int ranks = 1; ranks <= 64; ranks *= 2) {
-    try {
-      const ParallelLayout tried =
-          make_layout(choose_layout(shape, even_topology(ranks, 8)), shape, ranks);
-      int64_t most = 0;
-      for (int rank = 0; rank < ranks; ++rank) {
-        most = std::max(most, trireme::weight_bytes(*source, tried, rank, *backend));
-      }
-      if (most > memory / 10 * 8) continue;
-      return fmt::format("{} ranks with layout {} would fit", ranks, tried.describe());
-    } catch (const Error&) {  // no layout for so many ranks
-    }
-  }
-  return "no layout of up to 64 such GPUs would fit";
-}
-
-MemoryNeeds Instance::State::memory_needs() const {
-  const ModelConfig& config = source->config();
-  MemoryNeeds found;
-  found.weights = trireme::weight_bytes(*source, world.layout, world.rank, *backend);
-  found.scratch =
-      kProcessBytes +
-      Decoder::scratch_bytes(config, world.layout, world.rank, *backend, scheduler.token_budget,
-                             std::min<int64_t>(scheduler.token_budget, backend->max_logit_rows())) +
-      backend->workspace_bytes({static_cast<int>(world.shard().q_heads.count), config.head_dim,
-                                static_cast<int>(groups.windows.size()),
-                                world.last_stage() ? world.shard().vocab.count : 0}) +
-      ActivationFlow::bytes(*backend, !world.first_stage(), !world.last_stage(),
-                            scheduler.token_budget, config.hidden);
-  found.kv_memory = options.kv_memory;
-  found.device = backend->device_memory();
-  if (gpu) found.advice = fitting_layout(found.device->total);
-  const int32_t least =
-      options.max_context > 0 ? options.max_context : std::min(kLeastContext, config.max_context);
-  const auto blocks_for = [&](int64_t tokens) {
-    return (tokens + options.block_size - 1) / options.block_size;
-  };
-  for (size_t g = 0; g < groups.windows.size(); ++g) {
-    const int window = groups.windows[g];
-    found.block_bytes.push_back(KvCache::block_bytes(
-        config, groups, static_cast<int>(g), world.layout.stage(world.rank).layers,
-        static_cast<int>(world.shard().kv_heads.count), kv_dtype, options.block_size));
-    const int64_t each = blocks_for(kept_tokens(window, scheduler.max_context, scheduler)) + 1;
-    found.wanted_blocks.push_back(
-        static_cast<int32_t>(std::min(kMostBlocks, each * slot_count(scheduler))));
-    found.least_blocks.push_back(
-        static_cast<int32_t>(blocks_for(kept_tokens(window, least, scheduler)) + 1));
-  }
-  return found;
-}
-
 void Instance::State::plan_memory() {
   together(*world.control, [&] {
     groups = kv_groups(source->config());
-    needs = memory_needs();
+    const ServedModel model{*source,  *backend,           scheduler,           groups,
+                            kv_dtype, options.block_size, options.max_context, options.kv_memory};
+    needs = memory_needs(model, world.layout, world.rank);
+    needs.device = backend->device_memory();
+    if (!needs.device) return;
+    needs.advice = [this, model, room = room_on_device(*needs.device, false)] {
+      return fitting_layout(model, shape_of_model(), world.layout, room);
+    };
   });
   kv_pool.block_size = options.block_size;
   kv_pool.prefix_cache = options.prefix_cache;
@@ -388,7 +342,9 @@ DecoderWeights Instance::State::load_with_progress() {
       load_weights(*source, world.layout, world.rank, *backend, [&](int64_t done, int64_t total) {
         if (!tells || Clock::now() < next) return;
         next = Clock::now() + std::chrono::seconds(1);
-        log::info("loading weights: {}%", done * 100 / std::max<int64_t>(1, total));
+        const std::chrono::duration<double> since = Clock::now() - begin;
+        log::info("loading weights: {}%, {:.2f} GB/s", done * 100 / std::max<int64_t>(1, total),
+                  static_cast<double>(done) / 1e9 / since.count());
       });
   backend->synchronize();
   const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();

@@ -15,9 +15,9 @@ namespace {
 
 // Of what is left after weights and scratch, KV takes this much unless told otherwise.
 constexpr double kKvShare = 0.5;
-// On a GPU nothing else runs: KV takes all that the rest leaves. Before loading the rest is known in
-// part: libraries, graphs and communication buffers are guessed. After the largest steps have run
-// it is measured, and a margin is kept for what comes later (graphs of other sizes).
+// On a GPU nothing else runs: KV takes all that the rest leaves. Before loading the rest is known
+// in part: libraries, graphs and communication buffers are guessed. After the largest steps have
+// run it is measured, and a margin is kept for what comes later (graphs of other sizes).
 constexpr int64_t kDeviceGuess = int64_t{1} << 30;
 constexpr int64_t kDeviceMargin = int64_t{384} << 20;
 
@@ -65,14 +65,17 @@ RankAccount account_of(const MemoryNeeds& needs) {
   account.host_available = limits.host;
   account.process_available = limits.process;
   if (needs.device) {
-    account.device_available = needs.device->free - (needs.measured ? kDeviceMargin : kDeviceGuess);
+    account.device_available = room_on_device(*needs.device, needs.measured);
   }
   return account;
 }
 
-// The KV bytes that rank `account` must have for sure.
+// The KV bytes that a rank must have for sure.
+int64_t required_kv(int64_t least, int64_t wanted, int64_t kv_memory) {
+  return kv_memory > 0 ? std::min(kv_memory, wanted) : least;
+}
 int64_t required_kv(const RankAccount& account, int64_t kv_memory) {
-  return kv_memory > 0 ? std::min(kv_memory, account.wanted_kv) : account.least_kv;
+  return required_kv(account.least_kv, account.wanted_kv, kv_memory);
 }
 
 HostAccount host_of(const RankAccount& account, const std::vector<RankAccount>& all,
@@ -125,8 +128,8 @@ void check_device(size_t rank, const RankAccount& account, const MemoryNeeds& ne
       "{}), {} available, missing {}{}{}",
       rank, account.host, format_bytes(needed), format_bytes(account.weights),
       format_bytes(account.scratch), format_bytes(kv), format_bytes(account.device_available),
-      format_bytes(needed - account.device_available), needs.advice.empty() ? "" : "; ",
-      needs.advice);
+      format_bytes(needed - account.device_available), needs.advice ? "; " : "",
+      needs.advice ? needs.advice() : "");
 }
 
 // The part of its wanted blocks that a rank can hold.
@@ -143,6 +146,16 @@ double holdable(const RankAccount& account, const HostAccount& host, int64_t kv_
 }
 
 }  // namespace
+
+int64_t room_on_device(const DeviceMemory& device, bool measured) {
+  return device.free - (measured ? kDeviceMargin : kDeviceGuess);
+}
+
+int64_t required_bytes(const MemoryNeeds& needs) {
+  return needs.weights + needs.scratch +
+         required_kv(kv_bytes(needs, needs.least_blocks), kv_bytes(needs, needs.wanted_blocks),
+                     needs.kv_memory);
+}
 
 std::vector<int32_t> agree_on_kv_blocks(Communicator& control, const MemoryNeeds& needs) {
   RankAccount mine;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -22,8 +23,14 @@ struct MemoryNeeds {
   int64_t kv_memory = 0;               // bytes per rank; 0: a share of what is left
   std::optional<DeviceMemory> device;  // of this rank's GPU, where the above lies on one
   bool measured = false;               // all but the KV cache is there and has taken what it takes
-  std::string advice;                  // for the message when it does not fit
+  std::function<std::string()> advice;  // for the message when a GPU has too little; may be empty
 };
+
+// Of what is free, what may be planned with; `measured` as in MemoryNeeds.
+int64_t room_on_device(const DeviceMemory& device, bool measured);
+
+// Weights, scratch and the KV cache that there must be for sure.
+int64_t required_bytes(const MemoryNeeds& needs);
 
 // Collective; every rank gets the same answer: blocks per KV group. Throws kResourceExhausted on
 // every rank if a host or a process has too little, saying what is needed, there and missing.

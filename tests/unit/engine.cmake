@@ -20,6 +20,8 @@ endforeach()
 trireme_test(instance_test SOURCES instance_test.cc DEPENDS trireme_test_engine TIMEOUT 240)
 trireme_test(instance_dtypes_test SOURCES instance_dtypes_test.cc
              DEPENDS trireme_engine trireme_test_model TIMEOUT 60)
+trireme_test(instance_needs_test SOURCES instance_needs_test.cc
+             DEPENDS trireme_engine trireme_test_model TIMEOUT 60)
 trireme_test(warm_up_test SOURCES warm_up_test.cc DEPENDS trireme_test_engine TIMEOUT 120)
 trireme_test(plan_hash_test SOURCES plan_hash_test.cc DEPENDS trireme_engine TIMEOUT 30)
 trireme_test(worker_test SOURCES worker_test.cc DEPENDS trireme_engine TIMEOUT 30)

@@ -62,7 +62,7 @@ MemoryNeeds gpu_needs(int rank) {
   needs.wanted_blocks = {1 << 17};
   needs.least_blocks = {10};
   needs.device = DeviceMemory{(rank == 0 ? 10 : 8) * kGiB, 80 * kGiB};
-  needs.advice = "buy more";
+  needs.advice = [] { return std::string("buy more"); };
   return needs;
 }
 
