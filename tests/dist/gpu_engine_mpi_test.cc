@@ -1,6 +1,7 @@
 // A served model on GPUs, one rank a GPU: the same tokens whether a step is launched before the
-// last one's tokens are known or after, and whichever way the ranks' sums are made. A plain program
-// for 1, 2 or 4 ranks under launch/mpirun; exits with 77 where a rank has no GPU of its own.
+// last one's tokens are known or after, whichever way the ranks' sums are made, and whether a
+// prompt is computed or found in the prefix cache. A plain program for 1, 2 or 4 ranks under
+// launch/mpirun; exits with 77 where a rank has no GPU of its own.
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -41,7 +42,10 @@ struct Ended {
   std::vector<int32_t> tokens;
   std::vector<float> logprobs;  // where they are wanted
   FinishReason finish = FinishReason::kNone;
-  bool operator==(const Ended&) const = default;
+  int32_t cached = 0;  // of the prompt
+  bool operator==(const Ended& other) const {
+    return tokens == other.tokens && logprobs == other.logprobs && finish == other.finish;
+  }
 };
 
 // All sequences at once, or one after the other, so that every step has the same rows in every run.
@@ -54,6 +58,7 @@ std::vector<Ended> serve(Instance& instance, std::vector<Sequence> sequences, bo
     const std::lock_guard lock(mutex);
     for (const EngineEvent& event : events) {
       Ended& one = ends[event.id];
+      one.cached = std::max(one.cached, event.cached_tokens);
       if (event.token >= 0) {
         one.tokens.push_back(event.token);
         one.logprobs.push_back(event.logprob);
@@ -83,6 +88,7 @@ std::vector<Ended> serve(Instance& instance, std::vector<Sequence> sequences, bo
 struct Setting {
   std::string look_ahead;
   std::string all_reduce;
+  int32_t max_chunk = 0;  // 0: the profile's
 };
 
 class Runs {
@@ -96,6 +102,7 @@ class Runs {
     InstanceOptions options = small_options(fixture, layout_);
     options.device = "cuda";
     options.look_ahead = setting.look_ahead;
+    if (setting.max_chunk > 0) options.max_chunk = setting.max_chunk;
     options.max_context = 0;
     options.kv_memory = 256 << 20;
     Instance instance(environment_, options);
@@ -124,6 +131,20 @@ class Runs {
     std::printf("%s %s: %zu outputs, %zu differ\n", layout_.c_str(), what.c_str(), a.size(),
                 different);
     if (different > 0 || a.empty()) failed_ = true;
+  }
+  // On rank 0: that prompts of the second half were found in the cache, and changed nothing. Chunks
+  // of 16 tokens end where blocks do and are computed by kernels whose results for a row depend on
+  // that row alone: what is left of a prompt is computed as it was the first time.
+  void expect_cached(const std::vector<Ended>& twice, const std::string& what) {
+    if (environment_.rank() != 0) return;
+    const auto half = twice.begin() + static_cast<std::ptrdiff_t>(twice.size() / 2);
+    size_t cached = 0, before = 0;
+    for (auto one = twice.begin(); one != half; ++one) before += one->cached > 0;
+    for (auto one = half; one != twice.end(); ++one) cached += one->cached >= 64;
+    expect_same({twice.begin(), half}, {half, twice.end()}, what);
+    std::printf("%s %s: %zu of %td from the cache\n", layout_.c_str(), what.c_str(), cached,
+                twice.end() - half);
+    if (before != 0 || cached != twice.size() / 2) failed_ = true;
   }
   void expect_whole(const std::vector<Ended>& ends, const std::vector<Sequence>& sequences,
                     const std::string& what) {
@@ -180,6 +201,13 @@ int run(int argc, char** argv) {
         runs.expect_whole(runs.run(fixture, {"off", "communicator"}, some, false), some,
                           fixture + ", communicator");
       }
+      std::vector<Sequence> twice;
+      for (int i = 0; i < 16; ++i) {
+        twice.push_back(random_sequence(static_cast<uint64_t>(i), kVocab, 70 + i * 5, 12, i > 7));
+      }
+      for (int i = 0; i < 16; ++i) twice.push_back(twice[static_cast<size_t>(i)]);
+      runs.expect_cached(runs.run(fixture, {"off", "auto", 16}, twice, false),
+                         fixture + ", prefix cache");
       const auto many = requests(160, 90, 40);
       runs.expect_whole(runs.run(fixture, {"auto", "auto"}, many, true), many,
                         fixture + ", 160 at once");
