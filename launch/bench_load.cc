@@ -9,7 +9,10 @@
 namespace trireme {
 
 std::vector<LoadRequest> even_load(int32_t requests, int32_t prompt, int32_t tokens) {
-  return std::vector<LoadRequest>(static_cast<size_t>(requests), LoadRequest{prompt, tokens});
+  LoadRequest one;
+  one.prompt = prompt;
+  one.tokens = tokens;
+  return std::vector<LoadRequest>(static_cast<size_t>(requests), one);
 }
 
 namespace {
@@ -19,7 +22,9 @@ GenerateParams random_request(const LoadRequest& request, int32_t vocab, std::mt
   for (int32_t t = 0; t < request.prompt; ++t) {
     params.token_ids.push_back(static_cast<int32_t>(random() % static_cast<uint64_t>(vocab)));
   }
-  params.sampling.temperature = 0.0f;
+  params.sampling.temperature = request.temperature;
+  params.sampling.top_k = request.top_k;
+  params.sampling.top_p = request.top_p;
   params.sampling.max_tokens = request.tokens;
   params.ignore_eos = true;
   return params;

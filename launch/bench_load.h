@@ -13,10 +13,13 @@ namespace trireme {
 
 struct LoadRequest {
   int32_t prompt = 128;  // random tokens
-  int32_t tokens = 32;   // to generate, greedily
+  int32_t tokens = 32;   // to generate
+  float temperature = 0.0f;
+  int32_t top_k = 0;
+  float top_p = 1.0f;
 };
 
-// `requests` equal ones.
+// `requests` equal ones, greedy.
 std::vector<LoadRequest> even_load(int32_t requests, int32_t prompt, int32_t tokens);
 
 struct LoadTimes {

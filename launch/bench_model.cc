@@ -114,14 +114,18 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
   const MachineLimits before = measure_limits(session);
   const ModelCost cost =
       cost_of(session.instance().source(), session.instance().backend(), options.batch);
+  auto load = even_load(options.batch, options.prompt, options.tokens);
+  for (LoadRequest& request : load) {
+    request.temperature = options.temperature;
+    request.top_k = options.top_k;
+    request.top_p = options.top_p;
+  }
   std::vector<double> rates;
   IdleShare idle(session.instance(), options);
   session.run([&](Frontend& frontend) {
     int again = 10;
     for (int i = 0; i <= options.repeats; ++i) {
-      const auto times = run_load(frontend, session.instance(),
-                                  even_load(options.batch, options.prompt, options.tokens),
-                                  static_cast<uint64_t>(i + 1));
+      const auto times = run_load(frontend, session.instance(), load, static_cast<uint64_t>(i + 1));
       // On a busy machine a small model may be through before this thread gets a turn.
       if (times.tokens_after_start == 0 && again-- > 0) {
         --i;

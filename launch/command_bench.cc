@@ -132,6 +132,13 @@ void add_bench(CLI::App& app, CommandBody& body) {
   command->add_option("--tokens", decode->model.tokens, "Tokens that each sequence generates")
       ->check(between(2, 1 << 20))
       ->capture_default_str();
+  // What they may be is checked with the request.
+  command->add_option("--temperature", decode->model.temperature, "0: greedy")
+      ->capture_default_str();
+  command->add_option("--top-k", decode->model.top_k, "Tokens to choose from (0: all)")
+      ->capture_default_str();
+  command->add_option("--top-p", decode->model.top_p, "Probability to choose from")
+      ->capture_default_str();
   auto prefill = std::make_shared<BenchOptions>();
   prefill->model.prompt = 512;
   add_model_bench(*bench, "prefill", "Prompt tokens/s beside the cores' arithmetic", bench_prefill,
