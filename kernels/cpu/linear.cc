@@ -33,6 +33,7 @@ struct Tiles {
 
 int64_t activation_bytes(TileKind kind, int64_t cols) {
   if (kind == TileKind::kF32) return cols * 4;
+  if (kind == TileKind::kBF16) return cols * 2;
   return cols / 32 * static_cast<int64_t>(sizeof(QuantizedBlock));
 }
 
@@ -122,17 +123,18 @@ void Linear::run(MatrixView x, std::span<const LinearPart> parts) {
 void Linear::prepare(MatrixView x, std::span<const LinearPart> parts) {
   form_count_ = 0;
   size_t bytes = 0;
-  int64_t most_cols = 0;
+  int64_t most = 0;  // activations of a tile
   for (size_t i = 0; i < parts.size(); ++i) {
     const Weight& w = *parts[i].weight;
     const LinearKernel kernel = ops_.linear(w.format);
+    const int64_t cols = packed_cols(w.format, w.cols);
     assert(w.empty() || w.packing == kernel.panel_rows);
     assert(x.cols == w.col_count && x.dtype == DType::kF32);
-    most_cols = std::max(most_cols, w.cols);
+    most = std::max(most, cols * std::min<int64_t>(kernel.tile_rows, x.rows));
     int form = 0;
     while (form < form_count_ &&
            (forms_[form].kind != kernel.tile || forms_[form].tile_rows != kernel.tile_rows ||
-            forms_[form].cols != w.cols || forms_[form].col_begin != w.col_begin ||
+            forms_[form].cols != cols || forms_[form].col_begin != w.col_begin ||
             !std::ranges::equal(forms_[form].order, w.order))) {
       ++form;
     }
@@ -140,17 +142,18 @@ void Linear::prepare(MatrixView x, std::span<const LinearPart> parts) {
     if (form < form_count_) continue;
     forms_[form_count_++] = {kernel.tile,
                              kernel.tile_rows,
-                             w.cols,
+                             cols,
                              w.col_begin,
-                             activation_bytes(kernel.tile, w.cols),
+                             activation_bytes(kernel.tile, cols),
                              nullptr,
                              bytes,
                              w.order};
     bytes += static_cast<size_t>((forms_[form].row_bytes * x.rows + 63) / 64 * 64);
   }
   grow(activations_, bytes);
-  // Per thread: a chunk's sums, and one padded row of activations.
-  const auto need = static_cast<size_t>((kMaxChunkRows * 32 + most_cols + 16) * 4 + 63) / 64 * 64;
+  // Per thread: a chunk's sums, or a tile's rows as the weight has its columns.
+  const int64_t floats = std::max(kMaxChunkRows * 32, most);
+  const auto need = static_cast<size_t>(floats * 4 + 63) / 64 * 64;
   if (need > scratch_per_thread_) {
     scratch_per_thread_ = need;
     thread_scratch_ = Buffer(need * static_cast<size_t>(pool_.size()));
@@ -165,10 +168,10 @@ void Linear::prepare(MatrixView x, std::span<const LinearPart> parts) {
     const Tiles tiles(x.rows, form.tile_rows);
     const auto fill = [&](int thread, int threads) {
       const Range range = split_range(tiles.count, thread, threads);
-      auto* row = reinterpret_cast<float*>(thread_scratch_.data() +
-                                           scratch_per_thread_ * static_cast<size_t>(thread));
+      auto* scratch = reinterpret_cast<float*>(thread_scratch_.data() +
+                                               scratch_per_thread_ * static_cast<size_t>(thread));
       for (int64_t t = range.begin; t < range.end; ++t) {
-        fill_tile(x, form, tiles.begin(t), tiles.rows(t), row);
+        fill_tile(x, form, tiles.begin(t), tiles.rows(t), scratch);
       }
     };
     if (x.rows * form.cols <= kSerialElements || tiles.count == 1) {
@@ -181,30 +184,40 @@ void Linear::prepare(MatrixView x, std::span<const LinearPart> parts) {
 }
 
 void Linear::fill_tile(MatrixView x, const Prepared& form, int64_t row_begin, int rows,
-                       float* row) const {
+                       float* scratch) const {
+  const float* from = x.f32(row_begin);
+  int64_t stride = x.stride;
+  if (form.cols != x.cols || !form.order.empty()) {
+    for (int m = 0; m < rows; ++m) {
+      arrange_row(x.f32(row_begin + m), x.cols, form, scratch + m * form.cols);
+    }
+    from = scratch;
+    stride = form.cols;
+  }
   std::byte* out = activations_.data() + form.offset + row_begin * form.row_bytes;
-  const bool ordered = !form.order.empty();
-  const bool padded = form.cols != x.cols && !ordered;
-  if (padded) std::fill_n(row, form.cols, 0.0f);
-  for (int m = 0; m < rows; ++m) {
-    const float* from = x.f32(row_begin + m);
-    if (padded) {
-      std::copy_n(from, x.cols, row + form.col_begin);
-      from = row;
-    }
-    if (ordered) {
-      for (int64_t k = 0; k < form.cols; ++k) {
-        const int32_t at = form.order[static_cast<size_t>(k)];
-        row[k] = at < 0 ? 0.0f : from[at];
+  switch (form.kind) {
+    case TileKind::kF32:
+      ops_.tile_f32(from, stride, rows, form.cols, reinterpret_cast<float*>(out));
+      break;
+    case TileKind::kBF16: ops_.tile_bf16(from, stride, rows, form.cols, out); break;
+    case TileKind::kInt8:
+      for (int m = 0; m < rows; ++m) {
+        ops_.quantize(from + m * stride, form.cols / 32, reinterpret_cast<QuantizedBlock*>(out) + m,
+                      rows);
       }
-      from = row;
-    }
-    if (form.kind == TileKind::kInt8) {
-      ops_.quantize(from, form.cols / 32, reinterpret_cast<QuantizedBlock*>(out) + m, rows);
-    } else {
-      auto* to = reinterpret_cast<float*>(out) + m;
-      for (int64_t k = 0; k < form.cols; ++k) to[k * rows] = from[k];
-    }
+      break;
+  }
+}
+
+// The columns of the weight that x lacks are zero.
+void Linear::arrange_row(const float* x, int64_t cols, const Prepared& form, float* out) {
+  std::fill_n(out, form.cols, 0.0f);
+  if (form.order.empty()) {
+    std::copy_n(x, cols, out + form.col_begin);
+    return;
+  }
+  for (size_t k = 0; k < form.order.size(); ++k) {
+    if (form.order[k] >= 0) out[k] = x[form.order[k]];
   }
 }
 
@@ -233,10 +246,10 @@ void Linear::run_panels(const LinearPart& part, const Prepared& form, int64_t to
                         int64_t panel_begin, int64_t panel_end, float* acc) const {
   const Weight& w = *part.weight;
   const LinearKernel kernel = ops_.linear(w.format);
-  const QuantTraits& t = traits(w.format);
-  const int64_t blocks = w.cols / t.block_elements;
-  const int64_t block_bytes = int64_t{t.block_bytes} * kernel.panel_rows;
-  const int64_t x_block_bytes = activation_bytes(form.kind, t.block_elements);
+  const PackedBlock packed = packed_block(w.format);
+  const int64_t blocks = form.cols / packed.elements;
+  const int64_t block_bytes = int64_t{packed.bytes} * kernel.panel_rows;
+  const int64_t x_block_bytes = activation_bytes(form.kind, packed.elements);
   const Tiles tiles(tokens, kernel.tile_rows);
   const int64_t chunk_rows =
       std::clamp(kActivationChunkBytes / std::max<int64_t>(1, form.row_bytes), int64_t{1},

@@ -38,7 +38,9 @@ class Linear {
   static constexpr int kMaxParts = 16;
 
   void prepare(MatrixView x, std::span<const LinearPart> parts);
-  void fill_tile(MatrixView x, const Prepared& form, int64_t row_begin, int rows, float* row) const;
+  void fill_tile(MatrixView x, const Prepared& form, int64_t row_begin, int rows,
+                 float* scratch) const;
+  static void arrange_row(const float* x, int64_t cols, const Prepared& form, float* out);
   void run_thread(MatrixView x, std::span<const LinearPart> parts, int thread) const;
   void run_panels(const LinearPart& part, const Prepared& form, int64_t tokens, int64_t panel_begin,
                   int64_t panel_end, float* acc) const;

@@ -15,6 +15,7 @@ namespace trireme::cpu {
 // How `linear` wants its activations. A tile is `rows` <= tile_rows consecutive tokens.
 enum class TileKind : uint8_t {
   kF32,   // [k][rows] float
+  kBF16,  // [k/2][rows][2] bf16
   kInt8,  // [k/32][rows] QuantizedBlock
 };
 
@@ -29,7 +30,7 @@ struct QuantizedBlock {
 };
 static_assert(sizeof(QuantizedBlock) == 80);
 
-// acc[rows][panel_rows] (+)= x panelᵀ over `blocks` consecutive format blocks.
+// acc[rows][panel_rows] (+)= x panelᵀ over `blocks` consecutive packed blocks (packing.h).
 struct LinearTile {
   const std::byte* panel = nullptr;
   const std::byte* x = nullptr;
@@ -95,6 +96,9 @@ struct Ops {
   // Blocks k of `count` tokens' worth: x is already padded to whole blocks.
   // out[block * out_stride], block < blocks.
   void (*quantize)(const float* x, int64_t blocks, QuantizedBlock* out, int64_t out_stride);
+  // x[rows][stride] as a tile of kF32, and of kBF16 (`cols` even; nullptr: none is asked for).
+  void (*tile_f32)(const float* x, int64_t stride, int rows, int64_t cols, float* out);
+  void (*tile_bf16)(const float* x, int64_t stride, int rows, int64_t cols, std::byte* out);
   LinearKernel (*linear)(QuantFormat format);
   // nullptr: paged attention runs in its scalar form.
   void (*attend)(const AttentionTile& tile);

@@ -18,7 +18,8 @@ struct Section {
 };
 
 constexpr Section kF32[] = {{0, 4, 4}};
-constexpr Section kHalf[] = {{0, 2, 2}};
+constexpr Section kF16[] = {{0, 2, 2}};
+constexpr Section kBF16Pair[] = {{0, 4, 4}};
 constexpr Section kQ8_0[] = {{2, 32, 4}, {0, 2, 2}};
 constexpr Section kQ4_0[] = {{2, 16, 4}, {0, 2, 2}};
 constexpr Section kQ4_1[] = {{4, 16, 4}, {0, 2, 2}, {2, 2, 2}};
@@ -39,8 +40,8 @@ constexpr Section kQ6_K[] = {{0, 128, 4}, {128, 64, 4}, {192, 16, 1}, {208, 2, 2
 std::span<const Section> sections(QuantFormat format) {
   switch (format) {
     case QuantFormat::kF32: return kF32;
-    case QuantFormat::kF16:
-    case QuantFormat::kBF16: return kHalf;
+    case QuantFormat::kF16: return kF16;
+    case QuantFormat::kBF16: return kBF16Pair;
     case QuantFormat::kQ8_0: return kQ8_0;
     case QuantFormat::kQ4_0:
     case QuantFormat::kIQ4_NL: return kQ4_0;
@@ -107,24 +108,41 @@ void copy_unit(std::byte* to, const std::byte* from, const Section& section,
 
 }  // namespace
 
+PackedBlock packed_block(QuantFormat format) {
+  if (format == QuantFormat::kBF16) return {2, 4};
+  const QuantTraits& t = traits(format);
+  return {t.block_elements, t.block_bytes};
+}
+
+int64_t packed_cols(QuantFormat format, int64_t cols) {
+  const int elements = packed_block(format).elements;
+  return (cols + elements - 1) / elements * elements;
+}
+
 int64_t panel_bytes(QuantFormat format, int64_t cols, int panel_rows) {
-  return row_bytes(format, cols) * panel_rows;
+  return row_bytes(format, packed_cols(format, cols)) * panel_rows;
 }
 
 void pack_panel(const WeightSlice& slice, int64_t row_begin, int panel_rows, std::byte* panel) {
-  const QuantTraits& t = traits(slice.format);
-  const int64_t blocks = slice.cols / t.block_elements;
-  const int64_t packed_block = int64_t{t.block_bytes} * panel_rows;
+  const PackedBlock b = packed_block(slice.format);
+  const int64_t blocks = packed_cols(slice.format, slice.cols) / b.elements;
+  const auto bytes = static_cast<size_t>(row_bytes(slice.format, slice.cols));
+  const int64_t packed = int64_t{b.bytes} * panel_rows;
   const auto layout = sections(slice.format);
   const auto rows = static_cast<int>(std::min<int64_t>(panel_rows, slice.rows - row_begin));
-  if (rows < panel_rows) std::memset(panel, 0, static_cast<size_t>(blocks * packed_block));
-  std::vector<std::byte> scratch(static_cast<size_t>(row_bytes(slice.format, slice.cols)));
+  if (rows < panel_rows) std::memset(panel, 0, static_cast<size_t>(blocks * packed));
+  std::vector<std::byte> scratch(bytes);
+  std::vector<std::byte> whole(static_cast<size_t>(blocks * b.bytes));  // where a block is cut off
   for (int row = 0; row < rows; ++row) {
     const std::byte* from = slice.row(row_begin + row, scratch.data());
+    if (whole.size() != bytes) {
+      std::memcpy(whole.data(), from, bytes);
+      from = whole.data();
+    }
     std::byte* to = panel;
-    for (int64_t block = 0; block < blocks; ++block, from += t.block_bytes, to += packed_block) {
-      for_units(layout, row, panel_rows, [&](int64_t packed, int file, const Section& section) {
-        copy_unit(to + packed, from + file, section, bits_to_bytes);
+    for (int64_t block = 0; block < blocks; ++block, from += b.bytes, to += packed) {
+      for_units(layout, row, panel_rows, [&](int64_t at, int file, const Section& section) {
+        copy_unit(to + at, from + file, section, bits_to_bytes);
       });
     }
   }
@@ -132,15 +150,19 @@ void pack_panel(const WeightSlice& slice, int64_t row_begin, int panel_rows, std
 
 void unpack_row(const std::byte* panel, QuantFormat format, int64_t cols, int row, int panel_rows,
                 std::byte* blocks) {
-  const QuantTraits& t = traits(format);
+  const PackedBlock b = packed_block(format);
   const auto layout = sections(format);
-  for (int64_t block = 0; block < cols / t.block_elements; ++block) {
-    for_units(layout, row, panel_rows, [&](int64_t packed, int file, const Section& section) {
-      copy_unit(blocks + file, panel + packed, section, bytes_to_bits);
+  const auto unpack = [&](std::byte* to) {
+    for_units(layout, row, panel_rows, [&](int64_t at, int file, const Section& section) {
+      copy_unit(to + file, panel + at, section, bytes_to_bits);
     });
-    panel += int64_t{t.block_bytes} * panel_rows;
-    blocks += t.block_bytes;
-  }
+    panel += int64_t{b.bytes} * panel_rows;
+  };
+  for (int64_t block = 0; block < cols / b.elements; ++block, blocks += b.bytes) unpack(blocks);
+  if (cols % b.elements == 0) return;
+  std::byte last[4];  // a pair of bf16, of which the first is the row's
+  unpack(last);
+  std::memcpy(blocks, last, static_cast<size_t>(row_bytes(format, cols % b.elements)));
 }
 
 }  // namespace trireme::cpu

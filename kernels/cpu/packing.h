@@ -5,7 +5,7 @@
 // side, so that one vector register holds the same unit of every row. It is a permutation of the
 // file's bytes (of its bits, where those are one an element): nothing is rounded, and unpack_row
 // gives the row back. A thread that multiplies consecutive panels reads one sequential stream. Rows
-// missing in the last panel are zero bytes.
+// missing in the last panel are zero bytes, and so is the column that an odd number of bf16 lacks.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +14,17 @@
 #include "kernels/weight.h"
 
 namespace trireme::cpu {
+
+// What is packed as one block: the format's own, but pairs of bf16, which is what dot products
+// take.
+struct PackedBlock {
+  int elements;
+  int bytes;
+};
+PackedBlock packed_block(QuantFormat format);
+
+// `cols` rounded up to whole packed blocks.
+int64_t packed_cols(QuantFormat format, int64_t cols);
 
 int64_t panel_bytes(QuantFormat format, int64_t cols, int panel_rows);
 

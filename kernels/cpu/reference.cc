@@ -53,21 +53,27 @@ void convert(const float* x, int64_t count, DType dtype, void* out) {
   }
 }
 
+void tile_f32(const float* x, int64_t stride, int rows, int64_t cols, float* out) {
+  for (int64_t k = 0; k < cols; ++k) {
+    for (int m = 0; m < rows; ++m) out[k * rows + m] = x[m * stride + k];
+  }
+}
+
 constexpr int kTile = 8;
 
 // Panels of one row.
 template <QuantFormat kFormat>
 void linear_tile(const LinearTile& t) {
-  const QuantTraits& q = traits(kFormat);
+  const PackedBlock q = packed_block(kFormat);
   double sums[kTile];
   for (int m = 0; m < t.rows; ++m) sums[m] = t.first ? 0.0 : static_cast<double>(t.acc[m]);
   const auto* x = reinterpret_cast<const float*>(t.x);
   std::byte block[256];
   float w[256];
   for (int64_t b = 0; b < t.blocks; ++b) {
-    unpack_row(t.panel + b * q.block_bytes, kFormat, q.block_elements, 0, 1, block);
-    dequantize(kFormat, block, q.block_elements, w);
-    for (int i = 0; i < q.block_elements; ++i, x += t.rows) {
+    unpack_row(t.panel + b * q.bytes, kFormat, q.elements, 0, 1, block);
+    dequantize(kFormat, block, q.elements, w);
+    for (int i = 0; i < q.elements; ++i, x += t.rows) {
       for (int m = 0; m < t.rows; ++m) sums[m] += static_cast<double>(w[i]) * x[m];
     }
   }
@@ -131,8 +137,9 @@ double flops(int64_t repeats, int /*kind*/) {
 }  // namespace
 
 const Ops& reference_ops() {
-  static const Ops ops = {"reference", rms_norm, add,     silu_mul, gelu_tanh_mul, rotate, convert,
-                          nullptr,     linear,   nullptr, blend,    read,          flops};
+  static const Ops ops = {"reference", rms_norm, add,     silu_mul, gelu_tanh_mul,
+                          rotate,      convert,  nullptr, tile_f32, nullptr,
+                          linear,      nullptr,  blend,   read,     flops};
   return ops;
 }
 

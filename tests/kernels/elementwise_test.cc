@@ -239,6 +239,35 @@ TRIREME_ON_CPU(ElementwiseTest);
 TRIREME_ON_GPU(ElementwiseTest);
 TRIREME_ON_CPU(ElementwiseCpuTest);
 
+// The tiles that products take, in every shape, and nothing behind them.
+TEST_P(ElementwiseCpuTest, LaysOutActivations) {
+  const cpu::Ops& ops = cpu::ops_of(isa());
+  const int most = ops.linear(QuantFormat::kF32).tile_rows;
+  for (int rows = 1; rows <= most; ++rows) {
+    for (const int64_t cols : {1, 2, 7, 8, 15, 16, 17, 30, 32, 33, 64, 66, 101}) {
+      SCOPED_TRACE(fmt::format("{} rows of {}", rows, cols));
+      const int64_t stride = cols + 3;
+      const auto x = random_.normals(rows * stride);
+      const auto count = static_cast<size_t>(rows * cols);
+      const auto at = [&](int64_t m, int64_t k) { return x[static_cast<size_t>(m * stride + k)]; };
+      std::vector<float> wide(count + 16, -1.0f), want(count + 16, -1.0f);
+      ops.tile_f32(x.data(), stride, rows, cols, wide.data());
+      for (int64_t i = 0; i < rows * cols; ++i) {
+        want[static_cast<size_t>(i)] = at(i % rows, i / rows);
+      }
+      EXPECT_EQ(wide, want);
+      if (ops.tile_bf16 == nullptr || cols % 2 != 0) continue;
+      std::vector<uint16_t> pairs(count + 32, 7), want_pairs(count + 32, 7);
+      ops.tile_bf16(x.data(), stride, rows, cols, reinterpret_cast<std::byte*>(pairs.data()));
+      for (int64_t i = 0; i < rows * cols; ++i) {
+        want_pairs[static_cast<size_t>(i)] =
+            f32_to_bf16(at(i / 2 % rows, i / 2 / rows * 2 + i % 2));
+      }
+      EXPECT_EQ(pairs, want_pairs);
+    }
+  }
+}
+
 TEST(CpuIsa, EnvironmentLowersIt) {
   const char* old = std::getenv("TRIREME_CPU_ISA");
   const std::string saved = old == nullptr ? "" : old;

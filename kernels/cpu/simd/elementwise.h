@@ -1,5 +1,5 @@
-// Norms, activations, rotations and conversions of one row. Sums run in one fixed order: four
-// accumulators of kWidth lanes by position, then the lanes.
+// Norms, activations, rotations and conversions of one row, and the layout of activations. Sums run
+// in one fixed order: four accumulators of kWidth lanes by position, then the lanes.
 #pragma once
 
 #include "kernels/cpu/ops.h"
@@ -67,6 +67,27 @@ void convert(const float* x, int64_t count, trireme::DType dtype, void* out) {
       case trireme::DType::kBF16: V::store_bf16(half + i, v, n); break;
     }
   });
+}
+
+// As columns of kWidth rows, written one behind the other: lanes beyond `rows` are overwritten by
+// the next column's.
+void tile_f32(const float* x, int64_t stride, int rows, int64_t cols, float* out) {
+  const float* end = out + cols * rows;
+  for (int64_t k = 0; k < cols; k += V::kWidth) {
+    const int64_t n = cols - k < V::kWidth ? cols - k : V::kWidth;
+    V::F r[V::kWidth];
+    for (int m = 0; m < V::kWidth; ++m) {
+      r[m] = m < rows ? load_n(x + m * stride + k, n) : V::zero();
+    }
+    V::transpose(r);
+    for (int64_t j = 0; j < n; ++j, out += rows) {
+      if (end - out < V::kWidth) {
+        V::store(out, r[j], rows);
+      } else {
+        V::store(out, r[j]);
+      }
+    }
+  }
 }
 
 }  // namespace

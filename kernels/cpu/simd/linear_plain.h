@@ -13,20 +13,27 @@ using trireme::cpu::LinearTile;
 // Lines fetched ahead of use. A row panel is one stream, and hardware prefetchers stop at pages.
 constexpr int64_t kPrefetchBytes = 4096;
 
+// A row's part of a packed block, and its columns in float32.
 struct LoadF32 {
-  static constexpr int kBytes = 4;
-  static V::F load(const std::byte* p) { return V::load(reinterpret_cast<const float*>(p)); }
+  static constexpr int kBytes = 4, kColumns = 1;
+  static V::F load(const std::byte* p, int /*column*/) {
+    return V::load(reinterpret_cast<const float*>(p));
+  }
 };
 struct LoadF16 {
-  static constexpr int kBytes = 2;
-  static V::F load(const std::byte* p) { return V::load_f16(p); }
+  static constexpr int kBytes = 2, kColumns = 1;
+  static V::F load(const std::byte* p, int /*column*/) { return V::load_f16(p); }
 };
+// bf16 are the upper halves of float32.
 struct LoadBF16 {
-  static constexpr int kBytes = 2;
-  static V::F load(const std::byte* p) { return V::load_bf16(p); }
+  static constexpr int kBytes = 4, kColumns = 2;
+  static V::F load(const std::byte* p, int column) {
+    const V::I pair = V::load_i(p);
+    return V::from_bits(column == 0 ? V::shl<16>(pair) : V::and_i(pair, V::set_i(-0x10000)));
+  }
 };
 
-// Panel [k][panel rows], x [k][Rows]. Each accumulator is one chain of fma over k.
+// Panel [k block][panel rows], x [k][Rows]. Each accumulator is one chain of fma over k.
 template <typename Load, int Rows>
 void plain_tile(const LinearTile& t) {
   constexpr int kVectors = V::kPlainVectors;
@@ -40,18 +47,25 @@ void plain_tile(const LinearTile& t) {
   }
   const std::byte* w = t.panel;
   const float* x = reinterpret_cast<const float*>(t.x);
-  for (int64_t k = 0; k < t.blocks; ++k, w += kStep, x += Rows) {
+  for (int64_t k = 0; k < t.blocks; ++k, w += kStep, x += Load::kColumns * Rows) {
     for (int i = 0; i < kStep; i += 64) {
       _mm_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes + i, _MM_HINT_T0);
     }
-    V::F wv[kVectors];
-    for (int n = 0; n < kVectors; ++n) wv[n] = Load::load(w + n * V::kWidth * Load::kBytes);
+    // Not a loop over the columns: of that GCC 12 keeps the sums in memory.
+    const auto multiply = [&](int column) __attribute__((always_inline)) {
+      V::F wv[kVectors];
+      for (int n = 0; n < kVectors; ++n) {
+        wv[n] = Load::load(w + n * V::kWidth * Load::kBytes, column);
+      }
 #pragma GCC unroll 16
-    for (int m = 0; m < Rows; ++m) {
-      const V::F xv = V::set(x[m]);
+      for (int m = 0; m < Rows; ++m) {
+        const V::F xv = V::set(x[column * Rows + m]);
 #pragma GCC unroll 4
-      for (int n = 0; n < kVectors; ++n) acc[m][n] = V::fma(wv[n], xv, acc[m][n]);
-    }
+        for (int n = 0; n < kVectors; ++n) acc[m][n] = V::fma(wv[n], xv, acc[m][n]);
+      }
+    };
+    multiply(0);
+    if constexpr (Load::kColumns == 2) multiply(1);
   }
   for (int m = 0; m < Rows; ++m) {
     for (int n = 0; n < kVectors; ++n) {
@@ -120,7 +134,7 @@ struct E4m3Tile {
   }
 };
 
-template <typename Tile, int Rows = V::kPlainTile>
+template <typename Tile, int Rows>
 void run_plain(const LinearTile& t) {
   if constexpr (Rows == 1) {
     Tile::template run<1>(t);
@@ -130,16 +144,15 @@ void run_plain(const LinearTile& t) {
   }
 }
 
-template <typename Tile>
+template <typename Tile, int Rows = V::kPlainTile>
 LinearKernel plain_kernel() {
-  return {V::kPlainVectors * V::kWidth, V::kPlainTile, trireme::cpu::TileKind::kF32,
-          run_plain<Tile>};
+  return {V::kPlainVectors * V::kWidth, Rows, trireme::cpu::TileKind::kF32, run_plain<Tile, Rows>};
 }
 
 LinearKernel plain_kernel(trireme::QuantFormat format) {
   switch (format) {
     case trireme::QuantFormat::kF16: return plain_kernel<PlainTile<LoadF16>>();
-    case trireme::QuantFormat::kBF16: return plain_kernel<PlainTile<LoadBF16>>();
+    case trireme::QuantFormat::kBF16: return plain_kernel<PlainTile<LoadBF16>, V::kPairTile>();
     case trireme::QuantFormat::kF8x32: return plain_kernel<E4m3Tile<32>>();
     case trireme::QuantFormat::kF8x128: return plain_kernel<E4m3Tile<128>>();
     default: return plain_kernel<PlainTile<LoadF32>>();

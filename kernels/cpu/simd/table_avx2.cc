@@ -23,9 +23,9 @@ double flops(int64_t repeats, int kind) {
   return kind == 0 ? fma_operations(repeats) : int8_operations(repeats);
 }
 
-constexpr Ops kOps = {"avx2", rms_norm,    add,           silu_mul, gelu_tanh_mul,
-                      rotate, convert,     quantize_avx2, linear,   attend_avx2,
-                      blend,  read_stream, flops};
+constexpr Ops kOps = {"avx2", rms_norm,    add,           silu_mul,    gelu_tanh_mul,
+                      rotate, convert,     quantize_avx2, tile_f32,    nullptr,
+                      linear, attend_avx2, blend,         read_stream, flops};
 
 }  // namespace
 

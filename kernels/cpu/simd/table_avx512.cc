@@ -23,9 +23,10 @@ double flops(int64_t repeats, int kind) {
   return kind == 0 ? fma_operations(repeats) : int8_operations(repeats);
 }
 
-constexpr Ops kOps = {
-    "avx512-vnni",   rms_norm, add,           silu_mul, gelu_tanh_mul, rotate, convert,
-    quantize_avx512, linear,   attend_avx512, blend,    read_stream,   flops};
+constexpr Ops kOps = {"avx512-vnni", rms_norm,    add,     silu_mul,
+                      gelu_tanh_mul, rotate,      convert, quantize_avx512,
+                      tile_f32,      nullptr,     linear,  attend_avx512,
+                      blend,         read_stream, flops};
 
 }  // namespace
 

@@ -14,6 +14,7 @@ struct V {
   static constexpr bool kUnsignedDot = false;
   static constexpr int kPlainVectors = 2;
   static constexpr int kPlainTile = 6;
+  static constexpr int kPairTile = 5;  // of bf16, two columns at a time: these take more registers
   static constexpr int kInt8Tile = 4;
   static constexpr int kGemmVectors = 2;
   using F = __m256;
@@ -152,6 +153,7 @@ struct V {
   static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
   static I to_int(F a) { return _mm256_cvtps_epi32(a); }
   static I bits(F a) { return _mm256_castps_si256(a); }
+  static F from_bits(I a) { return _mm256_castsi256_ps(a); }
   // One int8 a lane.
   static F load_i8(const void* p) {
     return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))));

@@ -14,6 +14,7 @@ struct V {
   // Register blocking: rows x vectors of accumulators.
   static constexpr int kPlainVectors = 2;  // of weight rows in a plain panel
   static constexpr int kPlainTile = 12;
+  static constexpr int kPairTile = 12;  // of bf16, two columns at a time
   static constexpr int kInt8Tile = 8;
   static constexpr int kGemmRows = 4;
   static constexpr int kGemmVectors = 4;
@@ -113,6 +114,7 @@ struct V {
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static I to_int(F a) { return _mm512_cvtps_epi32(a); }
   static I bits(F a) { return _mm512_castps_si512(a); }
+  static F from_bits(I a) { return _mm512_castsi512_ps(a); }
   // One int8 a lane.
   static F load_i8(const void* p) {
     return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
