@@ -72,7 +72,7 @@ int run(int64_t vocab) {
   }
   ThreadPool pool(1);
   const auto backend = make_cuda_backend(pool, 0);
-  const double bandwidth = backend->measure_limits(false).read_bandwidth;
+  const double bandwidth = backend->measure_limits(QuantFormat::kBF16).read_bandwidth;
   constexpr int64_t kMostRows = 256;
   // Random from an offset of one long list: enough for the GPU, whatever repeats.
   std::mt19937_64 random(1);

@@ -24,6 +24,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/matrix_view.h"
@@ -185,9 +186,8 @@ class Backend {
   virtual double operations_per_byte() const { return 8; }
   // Tensor-parallel parts of the feed-forward are cut at multiples of this.
   virtual int64_t width_multiple() const { return 1; }
-  // Takes about a second. `quantized`: of the arithmetic that quantized weights are multiplied
-  // with.
-  virtual MachineLimits measure_limits(bool quantized) = 0;
+  // Takes about a second. Of the arithmetic that such weights are multiplied with.
+  virtual MachineLimits measure_limits(QuantFormat weights) = 0;
   // Nothing for host memory.
   virtual std::optional<DeviceMemory> device_memory() const { return std::nullopt; }
   // About what ops and sampling will allocate for themselves, beside what callers allocate.
@@ -330,11 +330,17 @@ class Backend {
   virtual void fill_bytes(MatrixView x, uint8_t value) = 0;
 };
 
-// Instruction sets of the CPU backend, weakest first.
-enum class CpuIsa : uint8_t { kReference, kAvx2, kAvx512 };
+// Instruction sets of the CPU backend, weakest first. The last one multiplies bf16 weights by dot
+// products of bf16 (docs/adr/0021), and is avx512 for all else.
+enum class CpuIsa : uint8_t { kReference, kAvx2, kAvx512, kAvx512Bf16 };
+constexpr CpuIsa kCpuIsas[] = {CpuIsa::kReference, CpuIsa::kAvx2, CpuIsa::kAvx512,
+                               CpuIsa::kAvx512Bf16};
 const char* to_string(CpuIsa isa);
+// The set of that name, if there is one.
+std::optional<CpuIsa> cpu_isa_of(std::string_view name);
 
-// The best set this machine can run (TRIREME_CPU_ISA=reference|avx2|avx512 lowers it).
+// The fastest set of this machine, by what its processor is, not by a measurement: a result should
+// not depend on the time. TRIREME_CPU_ISA names another one that the machine has.
 CpuIsa best_cpu_isa();
 
 // Throws kInvalidArgument if this machine lacks `isa`. `pool` must outlive the backend.

@@ -42,16 +42,16 @@ double measure_read_bandwidth(ThreadPool& pool) {
   return static_cast<double>(kBytes) / best;
 }
 
-double measure_flops(ThreadPool& pool, CpuIsa isa, Arithmetic arithmetic) {
+double measure_flops(ThreadPool& pool, CpuIsa isa, QuantFormat weights) {
   constexpr int kPasses = 5;
   const cpu::Ops& ops = cpu::ops_of(isa);
-  const int kind = static_cast<int>(arithmetic);
+  const cpu::TileKind tile = ops.linear(weights).tile;
   std::atomic<int64_t> operations{0};
   double best = 0;
   for (int pass = 0; pass <= kPasses; ++pass) {  // the first one warms up
     operations = 0;
     const double seconds = seconds_of(pool, [&](int /*thread*/) {
-      operations += static_cast<int64_t>(ops.flops(1000000, kind));
+      operations += static_cast<int64_t>(ops.flops(1000000, tile));
     });
     if (pass > 0) best = std::max(best, static_cast<double>(operations.load()) / seconds);
   }

@@ -49,10 +49,10 @@ ModelCost cost_of(const WeightSource& source, const Backend& backend, int rows) 
 MachineLimits measure_limits(OfflineSession& session) {
   Instance& instance = session.instance();
   const auto layer = instance.source().find("layers.0.q.weight");
-  const bool quantized = layer && !is_plain(layer->format);
   Communicator& control = *instance.world().control;
   control.barrier();
-  MachineLimits limits = instance.backend().measure_limits(quantized);
+  MachineLimits limits =
+      instance.backend().measure_limits(layer ? layer->format : QuantFormat::kF32);
   std::array<float, 2> sums = {static_cast<float>(limits.read_bandwidth),
                                static_cast<float>(limits.flops)};
   control.all_reduce_sum(sums);

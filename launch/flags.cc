@@ -76,14 +76,10 @@ void add_instance_flags(CLI::App& command, InstanceOptions& options) {
   command.add_option("--threads", options.threads, "Compute threads per rank (0: cores / ranks)");
   command
       .add_option_function<std::string>(
-          "--isa",
-          [&options](const std::string& name) {
-            options.isa = name == "avx512" ? CpuIsa::kAvx512
-                          : name == "avx2" ? CpuIsa::kAvx2
-                                           : CpuIsa::kReference;
-          },
-          "CPU instruction set; the machine's best if not given")
-      ->check(CLI::IsMember({"reference", "avx2", "avx512"}));
+          "--isa", [&options](const std::string& name) { options.isa = cpu_isa_of(name); },
+          "CPU instruction set; the machine's fastest if not given. avx512-bf16 rounds activations "
+          "to bf16 where weights are bf16, avx512 does not")
+      ->check(CLI::IsMember({"reference", "avx2", "avx512", "avx512-bf16"}));
   command
       .add_option("--profile", options.profile, "Scheduling profile: latency, balanced, throughput")
       ->capture_default_str();

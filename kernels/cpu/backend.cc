@@ -43,10 +43,12 @@ class CpuBackend final : public Backend {
   DType activation_dtype() const override { return DType::kF32; }
   bool supports_kv(const KvShape& shape) const override { return shape.head_dim > 0; }
 
-  MachineLimits measure_limits(bool quantized) override {
-    return {measure_read_bandwidth(pool_),
-            measure_flops(pool_, isa_, quantized ? Arithmetic::kInt8 : Arithmetic::kF32),
-            quantized ? "int8 dot products" : "f32 multiply-adds"};
+  MachineLimits measure_limits(QuantFormat weights) override {
+    const TileKind tile = ops_.linear(weights).tile;
+    return {measure_read_bandwidth(pool_), measure_flops(pool_, isa_, weights),
+            tile == TileKind::kInt8   ? "int8 dot products"
+            : tile == TileKind::kBF16 ? "bf16 dot products"
+                                      : "f32 multiply-adds"};
   }
 
   Weight make_weight(const WeightSlice& slice) override { return pack_weight(pool_, ops_, slice); }

@@ -106,11 +106,12 @@ struct Ops {
   void (*blend)(float* out, float scale, const float* x, float x_scale, int64_t count);
   // Measurements (kernels/limits.h).
   uint64_t (*read)(const std::byte* data, int64_t bytes);
-  double (*flops)(int64_t repeats, int kind);
+  double (*flops)(int64_t repeats, TileKind tile);  // of the products that take such tiles
 };
 
 const Ops& reference_ops();
 const Ops& avx2_ops();
 const Ops& avx512_ops();
+const Ops& avx512_bf16_ops();
 
 }  // namespace trireme::cpu

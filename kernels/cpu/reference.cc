@@ -123,7 +123,7 @@ uint64_t read(const std::byte* data, int64_t bytes) {
   return all;
 }
 
-double flops(int64_t repeats, int /*kind*/) {
+double flops(int64_t repeats, TileKind /*tile*/) {
   constexpr int kChains = 8;
   float acc[kChains] = {};
   for (int64_t r = 0; r < repeats; ++r) {

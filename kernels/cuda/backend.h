@@ -30,7 +30,7 @@ class CudaBackend final : public Backend {
   double operations_per_byte() const override { return 250; }  // an H100's, about
   int64_t width_multiple() const override { return 8; }
 
-  MachineLimits measure_limits(bool quantized) override;
+  MachineLimits measure_limits(QuantFormat weights) override;
   std::optional<DeviceMemory> device_memory() const override;
   int64_t workspace_bytes(const WorkspaceShape& shape) const override;
   Buffer allocate(size_t bytes) override;

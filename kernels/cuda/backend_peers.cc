@@ -109,7 +109,7 @@ std::unique_ptr<LogitRows> CudaBackend::make_logit_rows(int32_t slots) {
 }
 
 // The matrix rate is that of a product of 8192³ (less where memory is short), as prefill runs it.
-MachineLimits CudaBackend::measure_limits(bool /*quantized*/) {
+MachineLimits CudaBackend::measure_limits(QuantFormat /*weights*/) {
   TRIREME_CUDA(cudaSetDevice(device_));
   const double bandwidth = measure_read_bandwidth(stream_);
   int64_t n = 8192;

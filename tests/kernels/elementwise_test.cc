@@ -1,3 +1,5 @@
+#include <cfloat>
+
 #include "kernels/cpu/isa.h"
 #include "kernels/limits.h"
 #include "tests/kernels/linear_reference.h"
@@ -235,10 +237,6 @@ TEST_P(ElementwiseCpuTest, DescribesItself) {
   EXPECT_EQ(backend(1).activation_dtype(), DType::kF32);
 }
 
-TRIREME_ON_CPU(ElementwiseTest);
-TRIREME_ON_GPU(ElementwiseTest);
-TRIREME_ON_CPU(ElementwiseCpuTest);
-
 // The tiles that products take, in every shape, and nothing behind them.
 TEST_P(ElementwiseCpuTest, LaysOutActivations) {
   const cpu::Ops& ops = cpu::ops_of(isa());
@@ -268,11 +266,48 @@ TEST_P(ElementwiseCpuTest, LaysOutActivations) {
   }
 }
 
-TEST(CpuIsa, EnvironmentLowersIt) {
+// As base/dtype.h rounds, but for subnormal numbers, which the dot products take for zero.
+TEST_P(ElementwiseCpuTest, Bf16TilesRoundToTheNearest) {
+  const cpu::Ops& ops = cpu::ops_of(isa());
+  if (ops.tile_bf16 == nullptr) GTEST_SKIP() << "has no tiles of bf16";
+  std::vector<float> x;
+  for (uint32_t high = 0; high < 65536; ++high) {
+    for (const uint32_t low : {0u, 0x7fffu, 0x8000u, 0x8001u, 0x1000u, 0xffffu}) {
+      x.push_back(std::bit_cast<float>(high << 16 | low));
+    }
+  }
+  std::vector<uint16_t> half(x.size());
+  ops.tile_bf16(x.data(), 0, 1, static_cast<int64_t>(x.size()),
+                reinterpret_cast<std::byte*>(half.data()));
+  int different = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const float want = bf16_to_f32(f32_to_bf16(x[i])), got = bf16_to_f32(half[i]);
+    if (std::isnan(x[i])) {
+      different += !std::isnan(got);
+    } else if (std::abs(x[i]) < FLT_MIN) {
+      different += got != 0.0f;
+    } else {
+      different += got != want;
+    }
+  }
+  EXPECT_EQ(different, 0);
+}
+
+TRIREME_ON_CPU(ElementwiseTest);
+TRIREME_ON_GPU(ElementwiseTest);
+TRIREME_ON_CPU(ElementwiseCpuTest);
+
+TEST(CpuIsa, EnvironmentNamesAnother) {
   const char* old = std::getenv("TRIREME_CPU_ISA");
   const std::string saved = old == nullptr ? "" : old;
   setenv("TRIREME_CPU_ISA", "reference", 1);
   EXPECT_EQ(best_cpu_isa(), CpuIsa::kReference);
+  for (const CpuIsa isa : kCpuIsas) {
+    EXPECT_EQ(cpu_isa_of(to_string(isa)), isa);
+    if (!cpu::machine_has(isa)) continue;
+    setenv("TRIREME_CPU_ISA", to_string(isa), 1);
+    EXPECT_EQ(best_cpu_isa(), isa);
+  }
   setenv("TRIREME_CPU_ISA", "pentium", 1);
   EXPECT_THROW(best_cpu_isa(), Error);
   setenv("TRIREME_CPU_ISA", saved.c_str(), 1);
@@ -282,7 +317,8 @@ TEST(Limits, AreMeasured) {
   ThreadPool pool(2);
   EXPECT_GT(measure_read_bandwidth(pool), 1e8);
   EXPECT_GT(measure_flops(pool, best_cpu_isa()), 1e8);
-  EXPECT_GT(measure_flops(pool, best_cpu_isa(), Arithmetic::kInt8), 1e8);
+  EXPECT_GT(measure_flops(pool, best_cpu_isa(), QuantFormat::kQ8_0), 1e8);
+  EXPECT_GT(measure_flops(pool, best_cpu_isa(), QuantFormat::kBF16), 1e8);
 }
 
 TEST(Quant, RowBytes) {

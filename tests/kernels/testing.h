@@ -255,7 +255,7 @@ struct TestWeight {
 };
 
 // Which backends a test body runs on: the CPU's instruction sets, and the GPU.
-inline const std::vector<std::string> kCpuBackends{"reference", "avx2", "avx512"};
+inline const std::vector<std::string> kCpuBackends{"reference", "avx2", "avx512", "avx512_bf16"};
 inline const std::vector<std::string> kGpuBackends{"cuda_bf16", "cuda_f16"};
 
 // Tests over backends; those that the machine lacks are skipped with a message.
@@ -280,9 +280,19 @@ class BackendTest : public ::testing::TestWithParam<std::string> {
   bool is_f16() const { return GetParam() == "cuda_f16"; }
   bool is_reference() const { return GetParam() == "reference"; }
   CpuIsa isa() const {
-    return is_reference()         ? CpuIsa::kReference
-           : GetParam() == "avx2" ? CpuIsa::kAvx2
-                                  : CpuIsa::kAvx512;
+    std::string name = GetParam();
+    std::replace(name.begin(), name.end(), '_', '-');
+    return cpu_isa_of(name).value();
+  }
+  // Whether products of such weights take activations rounded to bf16 (docs/adr/0021).
+  bool rounds_to_bf16(QuantFormat weights) const {
+    return GetParam() == "avx512_bf16" && weights == QuantFormat::kBF16;
+  }
+  // A bound for what that costs `outputs` sums, over the length of their products. A rounding is at
+  // most 2^-8 of its value, and independent of the others and of the weights' signs: so is the root
+  // mean square of many outputs. One alone exceeds 6 times that once in 10^7 (Hoeffding).
+  static double bf16_rounding(int64_t outputs) {
+    return 0x1p-8 * (1 + 5 / std::sqrt(static_cast<double>(outputs)));
   }
   // A backend with its own threads; lives as long as the test.
   Backend& backend(int threads) {

@@ -25,7 +25,7 @@ std::vector<FixtureEntry> fixture_models(const std::string& fixtures) {
   for (const auto& item : nlohmann::json::parse(read_file(folder + "index.json"))) {
     entries.push_back({item.at("name"), folder + item.at("path").get<std::string>(),
                        folder + item.at("expected").get<std::string>(), item.at("dtype"),
-                       item.value("window", 0), item.value("experts", 0)});
+                       item.at("layers"), item.value("window", 0), item.value("experts", 0)});
   }
   return entries;
 }

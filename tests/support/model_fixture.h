@@ -13,6 +13,7 @@ struct FixtureEntry {
   std::string path;      // for open_model
   std::string expected;  // stem of the expected values
   std::string dtype;
+  int layers = 0;
   int window = 0;   // of some layers
   int experts = 0;  // of some layers
   bool quantized() const { return dtype != "f32" && dtype != "f16" && dtype != "bf16"; }

@@ -41,7 +41,7 @@ class KeepingBackend : public Backend {
  public:
   std::string description() const override { return "keeping"; }
   DType activation_dtype() const override { return DType::kF32; }
-  MachineLimits measure_limits(bool) override { return {}; }
+  MachineLimits measure_limits(QuantFormat) override { return {}; }
   bool supports_kv(const KvShape&) const override { return true; }
   Weight make_weight(const WeightSlice& slice) override {
     Weight weight;

@@ -6,7 +6,8 @@
 #include <random>
 
 #include "base/error.h"
-#include "tests/support/model_fixture.h"
+#include "kernels/cpu/isa.h"
+#include "tests/support/logit_tolerance.h"
 #include "tests/support/model_runner.h"
 #include "tests/support/relative_l2.h"
 
@@ -15,8 +16,8 @@ namespace {
 
 std::vector<CpuIsa> machine_isas() {
   std::vector<CpuIsa> isas;
-  for (const CpuIsa isa : {CpuIsa::kReference, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
-    if (isa <= best_cpu_isa()) isas.push_back(isa);
+  for (const CpuIsa isa : kCpuIsas) {
+    if (cpu::machine_has(isa)) isas.push_back(isa);
   }
   return isas;
 }
@@ -49,8 +50,6 @@ class EveryModel : public testing::TestWithParam<FixtureEntry> {
 };
 
 TEST_P(EveryModel, GivesTheReferencesLogitsOnEveryInstructionSet) {
-  const double quantized = GetParam().experts > 0 ? 2e-3 : 1e-3;  // as in parity_test
-  const double tolerance = GetParam().quantized() ? quantized : 2e-5;
   const ExpectedPrompt& prompt = expected_.prompts.back();
   const Chunk chunk{0, prompt.ids, 1};
   for (const CpuIsa isa : machine_isas()) {
@@ -61,7 +60,7 @@ TEST_P(EveryModel, GivesTheReferencesLogitsOnEveryInstructionSet) {
       run_model(*source_, options, [&](ModelRank& model, int rank) {
         const Logits& logits = model.step({&chunk, 1});
         if (rank != 0) return;
-        EXPECT_LT(relative_l2(logits.row(0), prompt.last_logits), tolerance)
+        EXPECT_LT(relative_l2(logits.row(0), prompt.last_logits), logit_tolerance(GetParam(), isa))
             << to_string(isa) << ", tensor=" << tensor;
       });
     }

@@ -19,8 +19,8 @@ LinearKernel linear(QuantFormat format) {
   }
 }
 
-double flops(int64_t repeats, int kind) {
-  return kind == 0 ? fma_operations(repeats) : int8_operations(repeats);
+double flops(int64_t repeats, TileKind tile) {
+  return tile == TileKind::kF32 ? fma_operations(repeats) : int8_operations(repeats);
 }
 
 constexpr Ops kOps = {"avx2", rms_norm,    add,           silu_mul,    gelu_tanh_mul,
