@@ -17,7 +17,7 @@ using trireme::cpu::LinearTile;
 using trireme::cpu::QuantizedBlock;
 
 // Bytes fetched ahead of use. A panel is one stream, and hardware prefetchers stop at pages.
-constexpr int64_t kInt8Prefetch = 8192;
+constexpr int64_t kInt8Prefetch = 4096;
 
 // Inlined by force: out of line, the weights of a block would travel through memory.
 #define TRIREME_INLINE inline __attribute__((always_inline))
