@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -61,10 +63,23 @@ MachineLimits measure_limits(OfflineSession& session) {
   return limits;
 }
 
-MachineLimits larger(MachineLimits a, const MachineLimits& b) {
-  a.read_bandwidth = std::max(a.read_bandwidth, b.read_bandwidth);
-  a.flops = std::max(a.flops, b.flops);
-  return a;
+// Runs `body` between two measurements, and gives the larger limits. The other ranks measure too
+// where rank 0's load is refused.
+MachineLimits run_within_limits(OfflineSession& session,
+                                const std::function<void(Frontend&)>& body) {
+  MachineLimits limits = measure_limits(session);
+  std::exception_ptr refused;
+  try {
+    session.run(body);
+  } catch (const Error& error) {
+    if (!session.is_root() || error.code() != ErrorCode::kInvalidArgument) throw;
+    refused = std::current_exception();
+  }
+  const MachineLimits after = measure_limits(session);
+  if (refused) std::rethrow_exception(refused);
+  limits.read_bandwidth = std::max(limits.read_bandwidth, after.read_bandwidth);
+  limits.flops = std::max(limits.flops, after.flops);
+  return limits;
 }
 
 // The stamps of this rank's GPU; made and finished on every rank, outside of session.run().
@@ -111,7 +126,6 @@ class IdleShare {
 }  // namespace
 
 nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOptions& options) {
-  const MachineLimits before = measure_limits(session);
   const ModelCost cost =
       cost_of(session.instance().source(), session.instance().backend(), options.batch);
   auto load = even_load(options.batch, options.prompt, options.tokens);
@@ -122,7 +136,7 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
   }
   std::vector<double> rates;
   IdleShare idle(session.instance(), options);
-  session.run([&](Frontend& frontend) {
+  const MachineLimits limits = run_within_limits(session, [&](Frontend& frontend) {
     int again = 10;
     for (int i = 0; i <= options.repeats; ++i) {
       const auto times = run_load(frontend, session.instance(), load, static_cast<uint64_t>(i + 1));
@@ -141,7 +155,6 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
     }
   });
   idle.finish();
-  const MachineLimits limits = larger(before, measure_limits(session));
   if (rates.empty()) return {};
   const double rate = median(rates);
   const double bytes_per_s = cost.bytes * rate / options.batch;
@@ -162,19 +175,17 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
 }
 
 nlohmann::ordered_json bench_prefill(OfflineSession& session, const BenchModelOptions& options) {
-  const MachineLimits before = measure_limits(session);
   Instance& instance = session.instance();
   const ModelCost cost =
       cost_of(instance.source(), instance.backend(), options.batch * options.prompt);
   std::vector<double> times;
-  session.run([&](Frontend& frontend) {
+  const MachineLimits limits = run_within_limits(session, [&](Frontend& frontend) {
     for (int i = 0; i <= options.repeats; ++i) {
       const auto run = run_load(frontend, instance, even_load(options.batch, options.prompt, 1),
                                 static_cast<uint64_t>(i + 1));
       if (i > 0) times.push_back(run.seconds());
     }
   });
-  const MachineLimits limits = larger(before, measure_limits(session));
   if (times.empty()) return {};
   const double time = median(times);
   const ModelConfig& config = instance.config();

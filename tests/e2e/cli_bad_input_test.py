@@ -83,6 +83,9 @@ class BadInput(unittest.TestCase):
         self.generate("--kv-memory", "1", says=["kv_memory", "needed"])
         self.refused("bench", "serve", "--rate", "-1", says=["--rate", "at least 0"])
         self.refused("bench", "serve", "--timeout", "0", says=["--timeout", "above 0"])
+        # Found by rank 0 alone; the others measure and end.
+        self.refused("bench", "decode", "--model", self.model, "--temperature", "-1", "--tokens", "4",
+                     "--prompt-tokens", "4", ranks=2, says="temperature is -1")
 
     def test_clients(self):
         for server in ("", "localhost", "127.0.0.1:99999", "127.0.0.1:0", "a:b"):
