@@ -114,11 +114,7 @@ const LedgerStep* find_step(const RankReport& report, uint64_t step) {
 
 bool blame_plan(const Reports& reports, Verdict& verdict) {
   for (const RankReport& report : reports) {
-    const auto first = std::find_if(reports.begin(), reports.end(), [&](const RankReport& other) {
-      return other.stage == report.stage;
-    });
-    std::string line = step_difference(reports[0], report);
-    if (line.empty()) line = step_difference(*first, report);
+    const std::string line = plan_difference(reports[0], report);
     if (line.empty()) continue;
     verdict.culprits.push_back(report.rank);
     if (!verdict.line.empty()) verdict.line += "; ";
@@ -193,6 +189,26 @@ bool blame_mismatch(const Reports& reports, Verdict& verdict) {
     }
   }
   return false;
+}
+
+// The measure of a stage is the rank that differs from the fewest, of two alike the lower one.
+bool blame_queue(const Reports& reports, Verdict& verdict) {
+  std::map<int32_t, std::pair<size_t, const RankReport*>> measures;  // by stage
+  for (const RankReport& report : reports) {
+    const auto differing = static_cast<size_t>(std::count_if(
+        reports.begin(), reports.end(),
+        [&](const RankReport& other) { return !queue_difference(report, other).empty(); }));
+    const auto [it, is_new] = measures.try_emplace(report.stage, differing, &report);
+    if (!is_new && differing < it->second.first) it->second = {differing, &report};
+  }
+  for (const RankReport& report : reports) {
+    const std::string line = queue_difference(*measures.at(report.stage).second, report);
+    if (line.empty()) continue;
+    verdict.culprits.push_back(report.rank);
+    if (!verdict.line.empty()) verdict.line += "; ";
+    verdict.line += line;
+  }
+  return !verdict.culprits.empty();
 }
 
 bool blame_error(const Reports& reports, bool passive, Verdict& verdict) {
@@ -348,7 +364,8 @@ bool blame_behind(const Reports& reports, Verdict& verdict) {
       if (rank < 0 || static_cast<size_t>(rank) >= reports.size()) continue;
       const RankReport& report = reports[static_cast<size_t>(rank)];
       const uint64_t last = last_number(report, {name, ranks});
-      if (last == most) continue;
+      // Not to be seen in what it told of its last operations: nothing is known of it.
+      if (last == most || last == 0) continue;
       verdict.culprits.push_back(rank);
       if (!verdict.line.empty()) verdict.line += "; ";
       verdict.line += fmt::format("{} has come to number {} on {}, others to number {}: {}",
@@ -375,18 +392,23 @@ std::string rank_line(const RankReport& report) {
 
 }  // namespace
 
-std::string step_difference(const RankReport& measure, const RankReport& other) {
+std::string plan_difference(const RankReport& root, const RankReport& other) {
+  for (const LedgerStep& step : root.view.steps) {
+    const LedgerStep* same = find_step(other, step.step);
+    if (same == nullptr || same->plan == step.plan) continue;
+    return fmt::format("{} step {}: the hash of its plan is {:016x}, that of {} is {:016x}",
+                       where(other), step.step, same->plan, where(root), step.plan);
+  }
+  return {};
+}
+
+std::string queue_difference(const RankReport& measure, const RankReport& other) {
+  if (measure.stage != other.stage) return {};
   for (const LedgerStep& step : measure.view.steps) {
     const LedgerStep* same = find_step(other, step.step);
-    if (same == nullptr) continue;
-    if (same->plan != step.plan) {
-      return fmt::format("{} step {}: the hash of its plan is {:016x}, that of {} is {:016x}",
-                         where(other), step.step, same->plan, where(measure), step.plan);
-    }
-    if (measure.stage == other.stage && same->queued != step.queued) {
-      return fmt::format("{} step {}: its device was given {} collectives before, that of {} {}",
-                         where(other), step.step, same->queued, where(measure), step.queued);
-    }
+    if (same == nullptr || same->queued == step.queued) continue;
+    return fmt::format("{} step {}: its device was given {} collectives before, that of {} {}",
+                       where(other), step.step, same->queued, where(measure), step.queued);
   }
   return {};
 }
@@ -395,10 +417,10 @@ Verdict diagnose(const std::vector<RankReport>& reports, const std::string& alar
   Verdict verdict;
   if (!(blame_lost(reports, RankReport::State::kGone, verdict) ||
         blame_lost(reports, RankReport::State::kSilent, verdict) || blame_plan(reports, verdict) ||
-        blame_mismatch(reports, verdict) || blame_error(reports, false, verdict) ||
-        blame_awaited(reports, verdict) || blame_busy(reports, verdict) ||
-        blame_late(reports, verdict) || blame_behind(reports, verdict) ||
-        blame_error(reports, true, verdict))) {
+        blame_mismatch(reports, verdict) || blame_queue(reports, verdict) ||
+        blame_error(reports, false, verdict) || blame_awaited(reports, verdict) ||
+        blame_busy(reports, verdict) || blame_late(reports, verdict) ||
+        blame_behind(reports, verdict) || blame_error(reports, true, verdict))) {
     verdict.line = fmt::format("{}; no rank is behind the others", alarm);
   }
   for (const RankReport& report : reports) verdict.ranks.push_back(rank_line(report));

@@ -37,17 +37,19 @@ struct Verdict {
 
 // `reports` by rank, all of them. `alarm` is why rank 0 asked, for when no rank can be named.
 //
-// In this order: who is gone; who is silent; whose plan of a step differs from rank 0's, or whose
-// device has been given more or fewer collectives than that of its stage's first rank; whose
-// collective differs from that of most in the group; whose step loop threw; whom the others wait
+// In this order: who is gone; who is silent; whose plan of a step differs from rank 0's; whose
+// collective differs from that of most in the group; whose device was given more or fewer
+// collectives than those of most in its stage; whose step loop threw; whom the others wait
 // for, directly or through each other, while it waits for nobody; who
 // is in a step and in no operation; who has not begun a step that others' devices are in; who has
 // come less far in a group.
 Verdict diagnose(const std::vector<RankReport>& reports, const std::string& alarm);
 
-// Names both ranks and what differs in the first step that both know and that is not the same: the
-// plan's hash or, of ranks of one stage, the collectives that their devices were given before it.
-// Empty if there is none.
-std::string step_difference(const RankReport& measure, const RankReport& other);
+// Names both ranks and their hashes of the first step that both know and whose plan is not the
+// same; empty if there is none.
+std::string plan_difference(const RankReport& root, const RankReport& other);
+
+// The same of the collectives that the devices of two ranks of one stage were given before a step.
+std::string queue_difference(const RankReport& measure, const RankReport& other);
 
 }  // namespace trireme

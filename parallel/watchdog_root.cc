@@ -26,11 +26,13 @@ void Watchdog::State::take_report(size_t of_rank, const WatchFrame& frame) {
   if (!decode_report(frame.body, report) || !other_plan.empty()) return;
   RankReport mine = peers[0].report;
   mine.view = ledger.view(0);
-  other_plan = step_difference(mine, report);
+  other_plan = plan_difference(mine, report);
+  // What differs here stays different: diagnose() will find it, and by whom most are.
   const auto first = std::find_if(peers.begin(), peers.end(), [&](const Peer& peer) {
     return peer.report.stage == report.stage;
   });
-  if (other_plan.empty()) other_plan = step_difference(first->report, report);
+  const RankReport& measure = first == peers.begin() ? mine : first->report;
+  if (alarm.empty()) alarm = queue_difference(measure, report);
 }
 
 void Watchdog::State::take_frames(size_t of_rank) {

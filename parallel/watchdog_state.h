@@ -67,7 +67,7 @@ struct Watchdog::State {
   // The watchdog thread's own.
   std::vector<Peer> peers;  // by rank; on others than 0: [0]
   std::string alarm;        // that another rank told
-  std::string other_plan;   // step_difference() of when a report came: rings are short
+  std::string other_plan;   // plan_difference() of when a report came: rings are short
   bool watches = true;      // rank 0 has not left
   bool told_late = false, told_failed = false;
   Clock::time_point told_at;

@@ -139,6 +139,16 @@ const Case kCases[] = {
      {2},
      {"rank 2 on host2 (stage 0, tensor rank 2) step 12: its device was given 129 collectives "
       "before, that of rank 0 on host0 (stage 0, tensor rank 0) 130"}},
+    {"MoreCollectivesOnTheFirstRanksDevice",
+     [](MadeWorld& world) {
+       for (size_t rank = 0; rank < 4; ++rank) {
+         world.step(rank, 12, 9);
+         world[rank].view.steps[0].queued = rank == 0 ? 131 : 130;
+       }
+     },
+     {0},
+     {"rank 0 on host0 (stage 0, tensor rank 0) step 12: its device was given 131 collectives "
+      "before, that of rank 1 on host1 (stage 0, tensor rank 1) 130"}},
     {"OtherOperation",
      [](MadeWorld& world) {
        world.all_but(1);
