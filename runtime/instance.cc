@@ -147,7 +147,7 @@ bool Instance::State::decide_gpu() {
 void Instance::State::tell_why_not(const std::vector<uint8_t>& has, int mine) const {
   const auto without = std::count(has.begin(), has.end(), 0);
   if (control->rank() != 0 || options.device != "auto") return;
-  if (mine > 0) {
+  if (mine > 0 || without < static_cast<std::ptrdiff_t>(has.size())) {
     log::warn("device: the CPU, since {} of {} ranks have no GPU of their own ({} on this host)",
               without, has.size(), mine);
   } else {

@@ -148,7 +148,7 @@ double holdable(const RankAccount& account, const HostAccount& host, int64_t kv_
 }  // namespace
 
 int64_t room_on_device(const DeviceMemory& device, bool measured) {
-  return device.free - (measured ? kDeviceMargin : kDeviceGuess);
+  return std::max<int64_t>(0, device.free - (measured ? kDeviceMargin : kDeviceGuess));
 }
 
 int64_t required_bytes(const MemoryNeeds& needs) {

@@ -39,8 +39,8 @@ const Ops& ops_of(CpuIsa isa) {
 
 namespace {
 
-// Where vdpbf16ps does more in a second than float32 multiply-adds: on AMD's (Zen 4: twice as much),
-// not on the Intel processors that were measured (Emerald Rapids).
+// Where vdpbf16ps does more in a second than float32 multiply-adds: on AMD's (Zen 4: twice as
+// much), not on the Intel processors that were measured (Emerald Rapids).
 bool has_fast_bf16() {
 #if defined(TRIREME_SIMD)
   return machine_has(CpuIsa::kAvx512Bf16) && __builtin_cpu_is("amd");
