@@ -1,7 +1,7 @@
 // How near the CPU kernels come to the machine's limits. One JSON object a line on stdout:
 // {name, value, unit, baseline, ratio}, the baseline measured next to the value in the same run.
 //
-//   kernels_bench [--threads N] [--isa avx2|avx512|reference] [--quick]
+//   kernels_bench [--threads N] [--isa avx2|avx512|avx512-bf16|reference] [--quick]
 //   [decode|prefill|attention|pool]…
 #include <chrono>
 #include <cstdio>

@@ -2,9 +2,11 @@
 """Perplexity of one model in every GGUF format, beside llama.cpp's on the same files.
 
 usage: perplexity.py TRIREME MODEL.gguf [OUT.jsonl] [--formats q4_k,...] [--no-llama] [--folder DIR]
+                     [--text FILE]
 
 MODEL is scored as it is and quantized anew to each format (quantize_gguf.py; files are kept in
-DIR). The text is perplexity.txt beside this script, in pieces of 512 tokens, each scored alone.
+DIR). The text, perplexity.txt beside this script or FILE, is scored in pieces of 512 tokens, each
+alone.
 Needs gguf, numpy and, but for --no-llama, llama-cpp-python. One JSON object a line: `ratio` is our
 perplexity over llama.cpp's, or over that of MODEL itself with --no-llama.
 """
@@ -70,8 +72,9 @@ def main():
     parser.add_argument("--formats", default=FORMATS)
     parser.add_argument("--no-llama", action="store_true")
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--text", type=Path, default=Path(__file__).with_name("perplexity.txt"))
     args = parser.parse_args()
-    text = Path(__file__).with_name("perplexity.txt").read_text()
+    text = args.text.read_text()
     pieces = pieces_of(args.trireme, args.model, text)
     with tempfile.TemporaryDirectory() as folder, open(args.out, "w") as out:
         base = None
