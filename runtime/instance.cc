@@ -86,6 +86,7 @@ struct Instance::State {
         options(instance_options) {}
 
   bool decide_gpu();
+  void compare_instruction_sets();
   void tell_why_not(const std::vector<uint8_t>& has, int mine) const;
   void open();
   void start_recording();
@@ -155,6 +156,19 @@ void Instance::State::tell_why_not(const std::vector<uint8_t>& has, int mine) co
   }
 }
 
+// Ranks that round differently still serve, but answers then depend on who computes what, and of a
+// mixture of experts tensor ranks could choose different ones.
+void Instance::State::compare_instruction_sets() {
+  const auto mine = static_cast<uint8_t>(options.isa.value_or(best_cpu_isa()));
+  std::vector<uint8_t> all(static_cast<size_t>(control->size()));
+  control->all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
+  const auto other = std::find_if(all.begin(), all.end(), [&](uint8_t one) { return one != mine; });
+  if (other == all.end() || control->rank() != 0) return;
+  log::warn("ranks multiply with different instruction sets ({}, rank {} {}); name one by --isa",
+            to_string(static_cast<CpuIsa>(mine)), other - all.begin(),
+            to_string(static_cast<CpuIsa>(*other)));
+}
+
 // Everything that can be wrong without touching a weight.
 void Instance::State::open() {
   const int rank = control->rank();
@@ -191,6 +205,7 @@ void Instance::State::open() {
                   : make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
     shape = shape_of_model();
   });
+  if (!gpu) compare_instruction_sets();
   const Topology topology =
       find_topology(*control, node, gpu && control->size() > 1 ? gpu_index : -1);
   layout = agree_on_layout(*control, options.layout, shape, topology);
