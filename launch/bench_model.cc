@@ -63,20 +63,23 @@ MachineLimits measure_limits(OfflineSession& session) {
   return limits;
 }
 
-// Runs `body` between two measurements, and gives the larger limits. The other ranks measure too
-// where rank 0's load is refused.
+// Runs `body` between two measurements, and gives the larger limits. The other ranks have ended
+// well and measure once more where rank 0's load has failed: rank 0 does too, and throws then.
 MachineLimits run_within_limits(OfflineSession& session,
                                 const std::function<void(Frontend&)>& body) {
   MachineLimits limits = measure_limits(session);
-  std::exception_ptr refused;
   try {
     session.run(body);
-  } catch (const Error& error) {
-    if (!session.is_root() || error.code() != ErrorCode::kInvalidArgument) throw;
-    refused = std::current_exception();
+  } catch (const Error&) {
+    if (!session.is_root()) throw;
+    const std::exception_ptr failure = std::current_exception();
+    try {
+      measure_limits(session);
+    } catch (const Error&) {  // the world is broken: that is what the failure is about
+    }
+    std::rethrow_exception(failure);
   }
   const MachineLimits after = measure_limits(session);
-  if (refused) std::rethrow_exception(refused);
   limits.read_bandwidth = std::max(limits.read_bandwidth, after.read_bandwidth);
   limits.flops = std::max(limits.flops, after.flops);
   return limits;

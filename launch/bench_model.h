@@ -21,11 +21,10 @@ struct BenchModelOptions {
 
 // Both measure the machine's limits while all ranks work at once, summed over the ranks, before the
 // runs and after them, and take the larger: a virtual machine's may change from one second to the
-// next, and the machine can do what it has done. On CPU the arithmetic
-// limit is that of what multiplies the layers' weights: int8 dot products for quantized ones (the
-// kernels spend two on each product, docs/adr/0002), bf16 dot products for bf16 where the
-// instruction set has them, else float32 multiply-adds; on GPU that of bf16 matrix products.
-// Collective: every rank calls them.
+// next, and the machine can do what it has done. On CPU the arithmetic limit is that of what
+// multiplies the layers' weights: int8 dot products for quantized ones (the kernels spend two on
+// each product, docs/adr/0002), bf16 dot products for bf16 where the instruction set has them, else
+// float32 multiply-adds; on GPU that of bf16 matrix products. Collective: every rank calls them.
 
 // One JSON object: tokens/s, weight bytes per step, and their ratio to the read bandwidth. The
 // bytes are the weights really read: an untied embedding table is not, a tied head is. With

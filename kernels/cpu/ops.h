@@ -40,6 +40,10 @@ struct LinearTile {
   float* acc = nullptr;
 };
 
+// So far ahead of their use kernels fetch weights: a panel is one stream, and hardware prefetchers
+// stop at pages.
+constexpr int64_t kPrefetchBytes = 4096;
+
 // A panel holds panel_rows rows of the weight, interleaved (see packing.h). A row's result is one
 // chain of operations in k order: it does not depend on `rows`.
 struct LinearKernel {

@@ -1,6 +1,7 @@
 """generate, score, tokenize, detokenize and bench: the contract that scripts rely on."""
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -38,6 +39,20 @@ class Inspect(unittest.TestCase):
 
 
 class Generate(unittest.TestCase):
+    def test_ranks_with_other_instruction_sets_are_told_of(self):
+        with tempfile.TemporaryDirectory() as folder:
+            words = ["generate", "--model", MODELS / index()["llama3"]["path"], "--layout",
+                     "tensor=2", "--tokens", token_file(folder, [1, 2, 3]), "--max-tokens", "2"]
+            for other in ("reference", "avx2"):
+                line = command(words, ranks=1)
+                done = subprocess.run([*line, ":", "-n", "1", "env", f"TRIREME_CPU_ISA={other}",
+                                       *command(words)], capture_output=True, timeout=120,
+                                      env={**os.environ, "TRIREME_CPU_ISA": "reference",
+                                           "TRIREME_DEVICE": "cpu"})
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertEqual(b"different instruction sets (reference, rank 1 avx2)" in done.stderr,
+                                 other == "avx2", done.stderr)
+
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()

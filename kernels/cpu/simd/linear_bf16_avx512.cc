@@ -12,8 +12,6 @@ namespace {
 constexpr int kRows = 12;
 constexpr int kVectors = 2;
 constexpr int kPanelRows = kVectors * V::kWidth;
-// Lines fetched ahead of use. A row panel is one stream, and hardware prefetchers stop at pages.
-constexpr int64_t kPrefetchBytes = 4096;
 
 __m512bh pairs(V::I bits) { return __builtin_bit_cast(__m512bh, bits); }
 

@@ -12,12 +12,10 @@
 namespace {
 
 using trireme::QuantFormat;
+using trireme::cpu::kPrefetchBytes;
 using trireme::cpu::LinearKernel;
 using trireme::cpu::LinearTile;
 using trireme::cpu::QuantizedBlock;
-
-// Bytes fetched ahead of use. A panel is one stream, and hardware prefetchers stop at pages.
-constexpr int64_t kInt8Prefetch = 4096;
 
 // Inlined by force: out of line, the weights of a block would travel through memory.
 #define TRIREME_INLINE inline __attribute__((always_inline))
@@ -102,7 +100,7 @@ void int8_tile(const LinearTile& t) {
   const auto* x = reinterpret_cast<const QuantizedBlock*>(t.x);
   for (int64_t b = 0; b < t.blocks; ++b) {
     if constexpr (!Format::kJumps) {
-      for (int i = 0; i < Format::kBytes; i += 64) prefetch(w + kInt8Prefetch + i);
+      for (int i = 0; i < Format::kBytes; i += 64) prefetch(w + kPrefetchBytes + i);
       int8_parts<Format, Rows, 0>(Format(w), w, x, acc);
     } else {
       // The parts jump about in the block. Copied first, memory sees one stream: three times the
@@ -110,7 +108,7 @@ void int8_tile(const LinearTile& t) {
       alignas(64) std::byte block[Format::kBytes];
       static_assert(Format::kBytes % (2 * kLanes) == 0);
       for (int i = 0; i < Format::kBytes; i += 2 * kLanes) {
-        if (i % 64 == 0) prefetch(w + kInt8Prefetch + i);
+        if (i % 64 == 0) prefetch(w + kPrefetchBytes + i);
         __builtin_memcpy(block + i, w + i, 2 * kLanes);
       }
       int8_parts<Format, Rows, 0>(Format(block), block, x, acc);

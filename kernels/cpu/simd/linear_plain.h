@@ -7,11 +7,9 @@
 
 namespace {
 
+using trireme::cpu::kPrefetchBytes;
 using trireme::cpu::LinearKernel;
 using trireme::cpu::LinearTile;
-
-// Lines fetched ahead of use. A row panel is one stream, and hardware prefetchers stop at pages.
-constexpr int64_t kPrefetchBytes = 4096;
 
 // A row's part of a packed block, and its columns in float32.
 struct LoadF32 {
