@@ -2,6 +2,7 @@
 // that all end, and that leaving in good order ends nobody.
 #include "parallel/watchdog.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -42,8 +43,12 @@ struct Outcome {
     made.end = [this](int code) { ended = code; };
     return made;
   }
+  // Or until it is clear that it will not: then `ended` is 0.
   void wait_until_ended() const {
-    while (ended == 0) std::this_thread::sleep_for(Milliseconds(1));
+    const auto until = std::chrono::steady_clock::now() + Milliseconds(20'000);
+    while (ended == 0 && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(Milliseconds(1));
+    }
   }
   std::string first_line() {
     const std::lock_guard lock(mutex);
@@ -230,6 +235,99 @@ TEST(Watchdog, PlansThatDifferAreFoundByTheBeats) {
   expect_all_ended(outcomes,
                    "rank 1 on host1 (stage 0, tensor rank 1) step 3: the hash of its plan "
                    "is 0000000000000bad");
+}
+
+// Ranks by stage: `first` ranks are of stage 0, the others of stage 1.
+std::vector<RankPlace> places_in_stages(int first) {
+  std::vector<RankPlace> made = places();
+  for (int rank = first; rank < kRanks; ++rank) {
+    made[static_cast<size_t>(rank)].stage = 1;
+    made[static_cast<size_t>(rank)].tensor = rank - first;
+  }
+  return made;
+}
+
+void queue_sums(Ledger& ledger, int count) {
+  for (int i = 0; i < count; ++i) {
+    ledger.begin({LedgerOp::kAllReduce, DType::kF32, 0, -1, 64, ledger.next_number(0), true});
+    ledger.end();
+  }
+}
+
+struct QueueCase {
+  const char* name;
+  int first_stage;                // its ranks
+  std::array<int, kRanks> given;  // collectives, by rank, before step 3
+  size_t wrong, right;            // ranks as they must be named
+};
+void PrintTo(const QueueCase& one, std::ostream* out) { *out << one.name; }
+
+class WatchdogQueue : public testing::TestWithParam<QueueCase> {};
+
+// Nobody has failed, is late or waits: the beats alone tell.
+TEST_P(WatchdogQueue, IsFoundByTheBeats) {
+  const QueueCase& made = GetParam();
+  const std::vector<RankPlace> stages = places_in_stages(made.first_stage);
+  std::array<Outcome, kRanks> outcomes;
+  run_watched(outcomes, [&](int rank, Ledger& ledger, TcpStar& star, Outcome& outcome,
+                            Communicator& control) {
+    ledger.begin_step(2, 5);
+    queue_sums(ledger, made.given[static_cast<size_t>(rank)]);
+    ledger.begin_step(3, 6);
+    control.barrier();
+    const Watchdog watchdog(rank, stages, std::move(star), ledger, outcome.options());
+    outcome.wait_until_ended();
+    control.barrier();
+  });
+  const auto named = [&](size_t rank) {
+    const RankPlace& place = stages[rank];
+    return fmt::format("rank {} on {} (stage {}, tensor rank {})", rank, place.host, place.stage,
+                       place.tensor);
+  };
+  const std::string line = fmt::format(
+      "{} step 3: its device was given {} collectives before, that of {} {}", named(made.wrong),
+      made.given[made.wrong], named(made.right), made.given[made.right]);
+  expect_all_ended(outcomes, line);
+  EXPECT_EQ(outcomes[0].first_line(), line);  // and names nobody else
+}
+
+// Of two ranks nobody can say who is right: both are named, the lower one as the measure. The other
+// stage, which is of one rank, has no say in it.
+INSTANTIATE_TEST_SUITE_P(All, WatchdogQueue,
+                         testing::Values(QueueCase{"FewerOnTheLastOfThree", 3, {7, 7, 6}, 2, 0},
+                                         QueueCase{"MoreOnTheSecondOfThree", 3, {7, 9, 7}, 1, 0},
+                                         QueueCase{"FewerOnTheFirstOfThree", 3, {6, 7, 7}, 0, 1},
+                                         QueueCase{"OfTwoInTheFirstStage", 2, {6, 7, 7}, 1, 0},
+                                         QueueCase{"OfTwoInTheLastStage", 1, {7, 6, 7}, 2, 1}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+// Stages differ as they like; whoever else fails is named, and no queue.
+TEST(Watchdog, EqualQueuesAreNotToBlame) {
+  for (int first_stage = 1; first_stage <= kRanks; ++first_stage) {
+    std::array<Outcome, kRanks> outcomes;
+    run_watched(outcomes, [&](int rank, Ledger& ledger, TcpStar& star, Outcome& outcome,
+                              Communicator& control) {
+      for (uint64_t step = 1; step <= 3 * Ledger::kSteps; ++step) {
+        ledger.begin_step(step, step);
+        queue_sums(ledger, rank < first_stage ? 3 : 5);
+        ledger.end_step(step);
+      }
+      // Late by a step, and within a step.
+      if (rank > 0) ledger.begin_step(3 * Ledger::kSteps + 1, 9);
+      if (rank > 1) queue_sums(ledger, 2);
+      Watchdog watchdog(rank, places_in_stages(first_stage), std::move(star), ledger,
+                        outcome.options());
+      control.barrier();
+      std::this_thread::sleep_for(Milliseconds(200));  // the first beats have come
+      EXPECT_EQ(outcome.ended, 0);
+      control.barrier();
+      if (rank == 1) watchdog.failed("the floor is wet", false);
+      outcome.wait_until_ended();
+      control.barrier();
+    });
+    expect_all_ended(outcomes, "the floor is wet");
+    EXPECT_EQ(outcomes[0].first_line().find("rank 1 on host1"), 0u) << outcomes[0].first_line();
+  }
 }
 
 RankReport some_report() {
