@@ -105,11 +105,23 @@ std::string short_names(const std::vector<int32_t>& ranks) {
   return fmt::format("rank{} {}", ranks.size() == 1 ? "" : "s", fmt::join(ranks, ", "));
 }
 
-const LedgerStep* find_step(const RankReport& report, uint64_t step) {
-  for (const LedgerStep& one : report.view.steps) {
-    if (one.step == step) return &one;
+// The first step that both know and of which their `word`s differ, as each knows it; empty if there
+// is none.
+std::optional<std::pair<LedgerStep, LedgerStep>> difference(const RankReport& a,
+                                                            const RankReport& b,
+                                                            uint64_t LedgerStep::*word) {
+  std::optional<std::pair<LedgerStep, LedgerStep>> first;
+  for (const auto list : {&LedgerView::steps, &LedgerView::marks}) {
+    for (const LedgerStep& step : a.view.*list) {
+      if (first && step.step >= first->first.step) break;
+      const auto& others = b.view.*list;
+      const auto same = std::find_if(others.begin(), others.end(), [&](const LedgerStep& other) {
+        return other.step == step.step;
+      });
+      if (same != others.end() && step.*word != (*same).*word) first = {step, *same};
+    }
   }
-  return nullptr;
+  return first;
 }
 
 bool blame_plan(const Reports& reports, Verdict& verdict) {
@@ -393,24 +405,20 @@ std::string rank_line(const RankReport& report) {
 }  // namespace
 
 std::string plan_difference(const RankReport& root, const RankReport& other) {
-  for (const LedgerStep& step : root.view.steps) {
-    const LedgerStep* same = find_step(other, step.step);
-    if (same == nullptr || same->plan == step.plan) continue;
-    return fmt::format("{} step {}: the hash of its plan is {:016x}, that of {} is {:016x}",
-                       where(other), step.step, same->plan, where(root), step.plan);
-  }
-  return {};
+  const auto steps = difference(root, other, &LedgerStep::plan);
+  if (!steps) return {};
+  const auto& [right, wrong] = *steps;
+  return fmt::format("{} step {}: the hash of its plan is {:016x}, that of {} is {:016x}",
+                     where(other), wrong.step, wrong.plan, where(root), right.plan);
 }
 
 std::string queue_difference(const RankReport& measure, const RankReport& other) {
   if (measure.stage != other.stage) return {};
-  for (const LedgerStep& step : measure.view.steps) {
-    const LedgerStep* same = find_step(other, step.step);
-    if (same == nullptr || same->queued == step.queued) continue;
-    return fmt::format("{} step {}: its device was given {} collectives before, that of {} {}",
-                       where(other), step.step, same->queued, where(measure), step.queued);
-  }
-  return {};
+  const auto steps = difference(measure, other, &LedgerStep::queued);
+  if (!steps) return {};
+  const auto& [right, wrong] = *steps;
+  return fmt::format("{} step {}: its device was given {} collectives before, that of {} {}",
+                     where(other), wrong.step, wrong.queued, where(measure), right.queued);
 }
 
 Verdict diagnose(const std::vector<RankReport>& reports, const std::string& alarm) {

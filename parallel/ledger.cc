@@ -34,6 +34,23 @@ LedgerRecord record_of(const std::array<uint64_t, 8>& words) {
   return record;
 }
 
+template <size_t kCount>
+std::vector<LedgerStep> steps_of(const std::array<std::array<Word, 8>, kCount>& ring) {
+  std::vector<std::pair<uint64_t, LedgerStep>> found;
+  std::array<uint64_t, 8> words{};
+  for (const std::array<Word, 8>& slot : ring) {
+    if (!read(slot, words)) continue;
+    found.push_back({words[0],
+                     {words[1], words[2], static_cast<int64_t>(words[3]),
+                      static_cast<int64_t>(words[4]), words[5]}});
+  }
+  std::sort(found.begin(), found.end(),
+            [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<LedgerStep> steps;
+  for (const auto& [count, step] : found) steps.push_back(step);
+  return steps;
+}
+
 }  // namespace
 
 const char* to_string(LedgerOp op) {
@@ -81,15 +98,18 @@ void Ledger::play(const std::vector<LedgerCall>& tape) {
 void Ledger::begin_step(uint64_t step, uint64_t plan) {
   step_ = step;
   plan_ = plan;
-  const uint64_t count = ++step_count_;
-  Words& slot = steps_[count % kSteps];
-  slot[0].store(0, std::memory_order_relaxed);
-  put(slot[1], step);
-  put(slot[2], plan);
-  put(slot[3], static_cast<uint64_t>(now()));
-  put(slot[4], 0);
-  put(slot[5], queued_);
-  put(slot[0], count);
+  const auto write = [this](std::array<Words, kSteps>& ring, uint64_t count) {
+    Words& slot = ring[count % kSteps];
+    slot[0].store(0, std::memory_order_relaxed);
+    put(slot[1], step_);
+    put(slot[2], plan_);
+    put(slot[3], static_cast<uint64_t>(now()));
+    put(slot[4], 0);
+    put(slot[5], queued_);
+    put(slot[0], count);
+  };
+  write(steps_, ++step_count_);
+  if (step % kSteps == 0) write(marks_, ++mark_count_);
 }
 
 void Ledger::end_step(uint64_t step) {
@@ -113,16 +133,8 @@ LedgerView Ledger::view(size_t operations) const {
     view.operations.erase(view.operations.begin(),
                           view.operations.end() - static_cast<std::ptrdiff_t>(operations));
   }
-  std::vector<std::pair<uint64_t, LedgerStep>> steps;
-  for (const Words& slot : steps_) {
-    if (!read(slot, words)) continue;
-    steps.push_back({words[0],
-                     {words[1], words[2], static_cast<int64_t>(words[3]),
-                      static_cast<int64_t>(words[4]), words[5]}});
-  }
-  std::sort(steps.begin(), steps.end(),
-            [](const auto& a, const auto& b) { return a.first < b.first; });
-  for (const auto& [count, step] : steps) view.steps.push_back(step);
+  view.steps = steps_of(steps_);
+  view.marks = steps_of(marks_);
   view.now = now();
   return view;
 }

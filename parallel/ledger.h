@@ -1,6 +1,6 @@
-// What a rank's step loop did last: a ring of its operations and one of its steps. The loop's
-// thread writes, without locks; the watchdog's reads, and tells from all ranks' ledgers why a world
-// stands still.
+// What a rank's step loop did last: rings of its operations, of its steps and, further back, of
+// every so many steps. The loop's thread writes, without locks; the watchdog's reads, and tells
+// from all ranks' ledgers why a world stands still.
 //
 // Every communicator of a World is recorded by a wrapper (ledger_communicator.h); what passes by
 // the communicators (peer sums, waits for a device) is recorded where it is done. Times are of the
@@ -75,6 +75,9 @@ struct LedgerView {
   int64_t now = 0;  // of the same clock
   std::vector<LedgerRecord> operations;
   std::vector<LedgerStep> steps;
+  // Every kSteps-th step, by its number, as it began: `end` is 0. What was seen at different times,
+  // up to kSteps * (kSteps - 1) steps apart, has one in common, where `steps` may have none.
+  std::vector<LedgerStep> marks;
 };
 
 class Ledger {
@@ -117,7 +120,7 @@ class Ledger {
   void begin_step(uint64_t step, uint64_t plan);
   void end_step(uint64_t step);
 
-  // Any thread: at most the last `operations`, and all steps that the ring has.
+  // Any thread: at most the last `operations`, and all steps and marks that the rings have.
   LedgerView view(size_t operations = kOperations) const;
 
  private:
@@ -133,11 +136,11 @@ class Ledger {
   }
 
   // The writer's own.
-  uint64_t sequence_ = 0, step_count_ = 0, step_ = 0, plan_ = 0, queued_ = 0;
+  uint64_t sequence_ = 0, step_count_ = 0, mark_count_ = 0, step_ = 0, plan_ = 0, queued_ = 0;
   std::array<uint64_t, kGroups> numbers_{};
   std::vector<LedgerCall>* tape_ = nullptr;
   alignas(64) std::array<Words, kOperations> operations_{};
-  std::array<Words, kSteps> steps_{};
+  std::array<Words, kSteps> steps_{}, marks_{};
   mutable std::mutex mutex_;
   std::vector<LedgerGroup> groups_;
 };

@@ -88,6 +88,7 @@ std::vector<std::byte> encode_report(const RankReport& report) {
   put(out, std::span<const char>(report.error.data(), report.error.size()));
   put(out, std::span<const LedgerRecord>(report.view.operations));
   put(out, std::span<const LedgerStep>(report.view.steps));
+  put(out, std::span<const LedgerStep>(report.view.marks));
   for (const LedgerGroup& group : report.groups) {
     put(out, std::span<const char>(group.name.data(), group.name.size()));
     put(out, std::span<const int32_t>(group.ranks));
@@ -99,7 +100,8 @@ bool decode_report(std::span<const std::byte> bytes, RankReport& report) {
   RankReport read;
   std::vector<int64_t> numbers;
   if (!take(bytes, numbers) || numbers.size() != 2 || !take(bytes, read.error) ||
-      !take(bytes, read.view.operations) || !take(bytes, read.view.steps)) {
+      !take(bytes, read.view.operations) || !take(bytes, read.view.steps) ||
+      !take(bytes, read.view.marks)) {
     return false;
   }
   while (!bytes.empty()) {

@@ -137,6 +137,30 @@ TEST(Ledger, StepsMayOverlap) {
   EXPECT_EQ(ledger.view().steps.back().end, 0);
 }
 
+TEST(Ledger, MarksReachFurtherBackThanSteps) {
+  Ledger ledger;
+  const int16_t sums = ledger.add_group("device tp", {0, 1});
+  constexpr uint64_t kLast = Ledger::kSteps * (Ledger::kSteps + 3) + 5;
+  for (uint64_t step = 1; step <= kLast; ++step) {
+    ledger.begin_step(step, step * 10);
+    ledger.begin({LedgerOp::kAllReduce, DType::kBF16, sums, -1, 8, ledger.next_number(sums), true});
+    ledger.end();
+    ledger.end_step(step);
+  }
+  const LedgerView view = ledger.view();
+  ASSERT_EQ(view.marks.size(), Ledger::kSteps);
+  for (size_t i = 0; i < view.marks.size(); ++i) {
+    const LedgerStep& mark = view.marks[i];
+    EXPECT_EQ(mark.step, (i + 4) * Ledger::kSteps);
+    EXPECT_EQ(mark.plan, mark.step * 10);
+    EXPECT_EQ(mark.queued, mark.step - 1);
+    EXPECT_GT(mark.begin, 0);
+  }
+  // Of all that is at most so many steps older, the last one has a mark in common.
+  EXPECT_LE(view.marks.front().step + Ledger::kSteps * (Ledger::kSteps - 1), kLast);
+  EXPECT_EQ(view.steps.front().step, kLast - Ledger::kSteps + 1);
+}
+
 // Every word of an entry is a function of its sequence number: a torn one would show.
 TEST(Ledger, AReaderNeverSeesAHalfWrittenEntry) {
   Ledger ledger;
@@ -164,6 +188,7 @@ TEST(Ledger, AReaderNeverSeesAHalfWrittenEntry) {
       ++(whole ? seen : torn);
     }
     for (const LedgerStep& step : view.steps) torn += step.plan != step.step * 3;
+    for (const LedgerStep& mark : view.marks) torn += mark.plan != mark.step * 3;
   }
   stop = true;
   writer.join();
