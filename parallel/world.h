@@ -29,8 +29,9 @@ class MpiEnvironment {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  // Among the ranks that share this host's cores and GPUs.
+  // Among the ranks that share this node's GPUs: the number of this rank's own.
   int local_rank() const { return local_rank_; }
+  // How many ranks share this host's cores.
   int local_size() const { return local_size_; }
   // The lowest rank of this node.
   int node() const { return node_; }

@@ -101,13 +101,13 @@ void MpiEnvironment::find_nodes() {
   MPI_Comm host = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &host),
             "world", "split by host", rank_, 0);
-  MPI_Comm_rank(host, &local_rank_);
   MPI_Comm_size(host, &local_size_);
   process_ = std::make_shared<MpiProcess>(is_crowded(host, local_size_));
   const char* name = std::getenv(kNodeVariable);
   const auto color = static_cast<int>(std::hash<std::string>{}(name == nullptr ? "" : name) >> 33);
   MPI_Comm node = MPI_COMM_NULL;
   check_mpi(MPI_Comm_split(host, color, rank_, &node), "world", "split by node", rank_, 0);
+  MPI_Comm_rank(node, &local_rank_);
   int first = rank_;
   check_mpi(MPI_Bcast(&first, 1, MPI_INT, 0, node), "world", "rank of a node", rank_, sizeof(int));
   MPI_Comm ordered = MPI_COMM_NULL;

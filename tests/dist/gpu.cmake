@@ -41,6 +41,15 @@ if(TRIREME_HAVE_CUDA)
       ENVIRONMENT TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme)
   endforeach()
 
+  # Layouts of four ranks where there are fewer GPUs: a part of the same tests.
+  foreach(test gpu_model_mpi_test gpu_smollm2_mpi_test gpu_engine_mpi_test)
+    add_test(NAME ${test}_shared
+             COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/shared_gpus 4 $<TARGET_FILE:${test}>)
+    set_tests_properties(${test}_shared PROPERTIES TIMEOUT 480 LABELS "gpu;mpi"
+      SKIP_RETURN_CODE 77
+      ENVIRONMENT "TRIREME_MODULE_PATH=${PROJECT_BINARY_DIR}/lib/trireme;TRIREME_TEST_BRIEF=1")
+  endforeach()
+
   add_executable(gpu_flow_mpi_test gpu_flow_mpi_test.cc)
   target_link_libraries(gpu_flow_mpi_test PRIVATE trireme_model trireme_parallel_mpi)
   add_dependencies(gpu_tests gpu_flow_mpi_test)

@@ -1,7 +1,8 @@
 // A served model on GPUs, one rank a GPU: the same tokens whether a step is launched before the
 // last one's tokens are known or after, whichever way the ranks' sums are made, and whether a
 // prompt is computed or found in the prefix cache. A plain program for 1, 2 or 4 ranks under
-// launch/mpirun; exits with 77 where a rank has no GPU of its own.
+// launch/mpirun; exits with 77 where a rank has no GPU of its own. With TRIREME_TEST_BRIEF fewer
+// and shorter requests, where every sum takes milliseconds (shared_gpus).
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -11,6 +12,7 @@
 #include "base/log.h"
 #include "kernels/cuda_module.h"
 #include "runtime/instance.h"
+#include "tests/dist/gpu_ranks.h"
 #include "tests/unit/engine_world.h"
 
 namespace trireme {
@@ -172,10 +174,7 @@ class Runs {
 int run(int argc, char** argv) {
   MpiEnvironment environment(&argc, &argv);
   log::init("warn", "rank " + std::to_string(environment.rank()));
-  if (cuda_device_count() <= environment.local_rank()) {
-    if (environment.rank() == 0) std::printf("skipped: fewer GPUs than ranks\n");
-    return 77;
-  }
+  if (!every_rank_has_a_gpu(environment)) return 77;
   const int ranks = environment.size();
   std::vector<std::string> layouts;
   for (int tensor = ranks; tensor >= 1; tensor /= 2) {
@@ -183,10 +182,12 @@ int run(int argc, char** argv) {
                       ",pipeline=" + std::to_string(ranks / tensor));
   }
   bool failed = false;
+  const bool brief = std::getenv("TRIREME_TEST_BRIEF") != nullptr;
   for (const std::string& layout : layouts) {
     Runs runs(environment, layout);
     for (const std::string fixture : {"llama-plain", "qwen3-bf16"}) {
-      const auto some = requests(32, 16, 40);
+      if (brief && fixture != "llama-plain") continue;
+      const auto some = brief ? requests(8, 16, 8) : requests(32, 16, 40);
       const auto base = runs.run(fixture, {"off", "auto"}, some, false);
       runs.expect_whole(base, some, fixture);
       runs.expect_same(base, runs.run(fixture, {"on", "auto"}, some, false),
@@ -202,17 +203,19 @@ int run(int argc, char** argv) {
                           fixture + ", communicator");
       }
       std::vector<Sequence> twice;
-      for (int i = 0; i < 16; ++i) {
-        twice.push_back(random_sequence(static_cast<uint64_t>(i), kVocab, 70 + i * 5, 12, i > 7));
+      const int prompts = brief ? 4 : 16;
+      for (int i = 0; i < prompts; ++i) {
+        twice.push_back(
+            random_sequence(static_cast<uint64_t>(i), kVocab, 70 + i * 5, 12, i >= prompts / 2));
       }
-      for (int i = 0; i < 16; ++i) twice.push_back(twice[static_cast<size_t>(i)]);
+      for (int i = 0; i < prompts; ++i) twice.push_back(twice[static_cast<size_t>(i)]);
       runs.expect_cached(runs.run(fixture, {"off", "auto", 16}, twice, false),
                          fixture + ", prefix cache");
-      const auto many = requests(160, 90, 40);
-      runs.expect_whole(runs.run(fixture, {"auto", "auto"}, many, true), many,
-                        fixture + ", 160 at once");
+      const auto many = brief ? requests(24, 90, 12) : requests(160, 90, 40);
+      const std::string at_once = ", " + std::to_string(many.size()) + " at once";
+      runs.expect_whole(runs.run(fixture, {"auto", "auto"}, many, true), many, fixture + at_once);
       runs.expect_whole(runs.run(fixture, {"on", "auto"}, many, true), many,
-                        fixture + ", 160 at once with look-ahead");
+                        fixture + at_once + " with look-ahead");
     }
     failed = failed || runs.failed();
   }

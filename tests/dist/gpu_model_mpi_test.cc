@@ -1,17 +1,24 @@
 // The fixture models on GPUs, one rank a GPU: Hugging Face's logits and greedy tokens within the
 // rounding of bf16 or f16, the same for any chunks and in a batch, on every layout that the number
-// of ranks allows. Skipped (exit 77) where a rank has no GPU of its own.
+// of ranks allows. Skipped (exit 77) where a rank has no GPU of its own. With TRIREME_TEST_BRIEF
+// logits and greedy tokens in bf16 alone, where every sum takes milliseconds (shared_gpus).
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
+#include <cstdlib>
+#include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "kernels/cuda_module.h"
 #include "parallel/world.h"
+#include "tests/dist/gpu_ranks.h"
 #include "tests/support/model_fixture.h"
 #include "tests/support/model_runner.h"
 #include "tests/support/relative_l2.h"
@@ -191,6 +198,75 @@ TEST_P(GpuModel, PartsChangeLittle) {
   if (world->rank() == 0) std::printf("  parts: worst relative L2 %.2e\n", worst);
 }
 
+// Holds up its rank at random: before a step the host sleeps, and within steps the GPU has other
+// work to do.
+class Stalls {
+ public:
+  Stalls(int gpu, int rank)
+      : random_(static_cast<unsigned>(rank)), other_([this, gpu, rank] { occupy(gpu, rank); }) {}
+  ~Stalls() {
+    ends_ = true;
+    other_.join();
+  }
+  void before_step() {
+    if (random_() % 2 == 0)
+      std::this_thread::sleep_for(std::chrono::microseconds(random_() % 3000));
+  }
+
+ private:
+  // Fills of 20 to 160 us on an H100, each alone with its multiprocessors.
+  void occupy(int gpu, int rank) {
+    constexpr int64_t kRows = 1 << 13, kCols = 1 << 13;
+    ThreadPool pool(1);
+    const auto backend = make_cuda_backend(pool, gpu);
+    const Buffer memory = backend->allocate(static_cast<size_t>(kRows * kCols * 4));
+    std::mt19937 random(static_cast<unsigned>(rank) + 1000);
+    while (!ends_) {
+      const int64_t rows = kRows / 8 * (1 + static_cast<int64_t>(random() % 8));
+      backend->fill_bytes({memory.data(), DType::kF32, rows, kCols, kCols}, 0x55);
+      backend->synchronize();
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 500));
+    }
+  }
+
+  std::mt19937 random_;
+  std::atomic<bool> ends_{false};
+  std::thread other_;
+};
+
+// Every way of summing, forced, with recorded graphs: the reference's logits, and the same bits
+// however the ranks are held up.
+TEST_P(GpuModel, SumsUnderStallsAreTheSame) {
+  if (world->size() == 1) GTEST_SKIP() << "nothing is summed by one rank";
+  size_t steps = 0;
+  for (const char* algorithm : {"one-shot", "two-shots", "communicator"}) {
+    setenv("TRIREME_ALL_REDUCE", algorithm, 1);
+    SCOPED_TRACE(algorithm);
+    for_each(1, [&](ModelRank& model, const FixtureEntry&, const Expected& expected) {
+      const ExpectedPrompt& prompt = expected.prompts[4];
+      const auto run = [&](Stalls* stalls) {
+        model.restart(0);
+        std::vector<std::vector<float>> all;
+        std::span<const int32_t> tokens = prompt.ids;
+        for (size_t i = 0; i < prompt.greedy.size(); ++i, ++steps) {
+          if (stalls != nullptr) stalls->before_step();
+          const Chunk chunk{0, tokens, 1};
+          all.push_back(model.step({&chunk, 1}).values);
+          tokens = std::span(prompt.greedy).subspan(i, 1);
+        }
+        return all;
+      };
+      const auto alone = run(nullptr);
+      EXPECT_LT(relative_l2(std::span<const float>(alone[0]), prompt.last_logits),
+                kLogitTolerance / finer(GetParam()) * conditioning(expected));
+      Stalls stalls(environment->local_rank(), world->rank());
+      for (int again = 0; again < 2; ++again) EXPECT_EQ(run(&stalls), alone);
+    });
+  }
+  unsetenv("TRIREME_ALL_REDUCE");
+  if (world->rank() == 0) std::printf("  stalls: %zu steps\n", steps);
+}
+
 // A prompt and decode steps in company of others, against the same alone.
 TEST_P(GpuModel, BatchesChangeLittle) {
   double worst = 0;
@@ -236,13 +312,10 @@ int run(int argc, char** argv) {
   environment = &mpi;
   log::init("warn", "rank " + std::to_string(mpi.rank()));
   testing::InitGoogleTest(&argc, argv);
-  if (cuda_device_count() <= mpi.local_rank()) {
-    if (mpi.rank() == 0) {
-      std::printf("skipped: %s\n", cuda_device_count() == 0 ? cuda_unavailable().c_str()
-                                                            : "fewer GPUs than ranks on this host");
-    }
-    return 77;
+  if (std::getenv("TRIREME_TEST_BRIEF") != nullptr) {
+    GTEST_FLAG_SET(filter, "*LogitsAndGreedyTokens/bf16");
   }
+  if (!every_rank_has_a_gpu(mpi)) return 77;
   const auto control = mpi.make_control();
   world = control.get();
   if (mpi.rank() != 0) {

@@ -1,16 +1,19 @@
 // The real SmolLM2-135M-Instruct on GPUs, one rank a GPU, on every layout that the number of ranks
 // allows: 64 greedy tokens on 20 prompts, each step with the reference's tokens before it. Three KV
 // heads: tensor=2 and tensor=4 cut them unevenly. Skipped (exit 77) where a rank has no GPU of its
-// own or the file is not here (launch/fetch_model).
+// own or the file is not here (launch/fetch_model). With TRIREME_TEST_BRIEF
+// in bf16 alone (shared_gpus).
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 
 #include "base/log.h"
 #include "kernels/cuda_module.h"
 #include "parallel/world.h"
+#include "tests/dist/gpu_ranks.h"
 #include "tests/support/model_runner.h"
 #include "tests/support/smollm2.h"
 
@@ -105,11 +108,10 @@ int run(int argc, char** argv) {
   environment = &mpi;
   log::init("warn", "rank " + std::to_string(mpi.rank()));
   testing::InitGoogleTest(&argc, argv);
-  const bool file = std::filesystem::exists(smollm2_path());
-  if (cuda_device_count() <= mpi.local_rank() || !file) {
-    if (mpi.rank() == 0) {
-      std::printf("skipped: %s\n", file ? "fewer GPUs than ranks" : "SmolLM2's file is not here");
-    }
+  if (std::getenv("TRIREME_TEST_BRIEF") != nullptr) GTEST_FLAG_SET(filter, "*/bf16");
+  if (!every_rank_has_a_gpu(mpi)) return 77;
+  if (!std::filesystem::exists(smollm2_path())) {
+    if (mpi.rank() == 0) std::printf("skipped: SmolLM2's file is not here\n");
     return 77;
   }
   const auto control = mpi.make_control();

@@ -7,4 +7,9 @@ if(TRIREME_HAVE_CUDA)
            COMMAND Python3::Interpreter -B ${CMAKE_CURRENT_SOURCE_DIR}/gpu_nodes_test.py)
   set_tests_properties(gpu_nodes PROPERTIES TIMEOUT 240 LABELS "gpu;e2e" SKIP_RETURN_CODE 77
     ENVIRONMENT "TRIREME=$<TARGET_FILE:trireme>;TRIREME_ROOT=${PROJECT_SOURCE_DIR}")
+  # What a start on one GPU says and refuses.
+  add_test(NAME gpu_start
+           COMMAND Python3::Interpreter -B ${CMAKE_CURRENT_SOURCE_DIR}/gpu_start_test.py)
+  set_tests_properties(gpu_start PROPERTIES TIMEOUT 240 LABELS "gpu;e2e" SKIP_RETURN_CODE 77
+    ENVIRONMENT "TRIREME=$<TARGET_FILE:trireme>;TRIREME_ROOT=${PROJECT_SOURCE_DIR}")
 endif()
