@@ -381,13 +381,15 @@ void check_chain(uint64_t seed) {
   }
 }
 
-void check_cublas(uint64_t seed) {
+void check_cublas(uint64_t seed, bool all) {
   CublasGemm cublas;
   cudaStream_t stream;
   TRIREME_CUDA(cudaStreamCreate(&stream));
   for (const auto& [rows, cols] :
        {std::pair<int64_t, int64_t>{65, 512}, {576, 1536}, {3, 8}, {1024, 2048}}) {
     for (int tokens : {1, 17, 64, 333}) {
+      // The library tries its algorithms at each of them: most of a sanitizer's time.
+      if (!all && (tokens != 17 || rows * cols > 100000)) continue;
       for (GemmOut kind : {GemmOut::kElement, GemmOut::kF32, GemmOut::kAddF32}) {
         for (bool bias : {false, true}) {
           Setup setup({rows, cols, tokens, kind, false, bias}, seed++);
@@ -453,7 +455,7 @@ int main(int argc, char** argv) {
     check_all_kinds(seed, !small);
     check_independence(seed + 100000, !small);
     if (!small) check_chain(seed + 200000);
-    check_cublas(seed + 300000);
+    check_cublas(seed + 300000, !small);
     TRIREME_CUDA(cudaDeviceSynchronize());
   } catch (const std::exception& error) {
     report(false, error.what());

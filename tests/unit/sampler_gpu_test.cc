@@ -209,6 +209,8 @@ TEST(SamplerGpu, ChosenOnTheDevice) {
     }
     const auto host = sample_on_host(cases);
     for (const int ranks : {1, 2, 3, 4}) {
+      // Kernels that wait for each other, which a sanitizer runs one after the other.
+      if (ranks > 1 && std::getenv("TRIREME_TEST_BRIEF") != nullptr) continue;
       const auto tokens = choose_on_gpu(cases, ranks);
       for (size_t i = 0; i < cases.size(); ++i) {
         EXPECT_EQ(tokens[i], host[i].token) << "case " << i << " on " << ranks << " ranks";
