@@ -10,11 +10,17 @@ if(TRIREME_HAVE_CUDA)
                  ${cuda_sources}/prefill_attention.cu ${cuda_sources}/prefill_attention_hopper.cu
                  ${cuda_sources}/prefill_attention_mma.cu ${cuda_sources}/plan_prefill.cc
                  ${cuda_sources}/check.cc)
-  foreach(name gemm decode prefill)
+  add_executable(cuda_mixed_bench EXCLUDE_FROM_ALL cuda_mixed_bench.cu
+                 ${cuda_sources}/prefill_attention.cu ${cuda_sources}/prefill_attention_hopper.cu
+                 ${cuda_sources}/prefill_attention_mma.cu ${cuda_sources}/plan_prefill.cc
+                 ${cuda_sources}/decode_attention.cu ${cuda_sources}/plan_decode.cc
+                 ${cuda_sources}/check.cc)
+  foreach(name gemm decode prefill mixed)
     target_link_libraries(cuda_${name}_bench PRIVATE trireme_options trireme_base
                           CUDA::cudart_static CUDA::cublasLt)
     target_compile_options(cuda_${name}_bench PRIVATE
                            $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>)
   endforeach()
-  add_custom_target(gpu_benches DEPENDS cuda_gemm_bench cuda_decode_bench cuda_prefill_bench)
+  add_custom_target(gpu_benches DEPENDS cuda_gemm_bench cuda_decode_bench cuda_prefill_bench
+                    cuda_mixed_bench)
 endif()
