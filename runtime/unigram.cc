@@ -13,6 +13,8 @@ namespace trireme {
 namespace {
 
 constexpr double kUnknownPenalty = 10;
+// SentencePiece's sums in float begin again beyond this, so that they stay exact enough.
+constexpr double kMostSum = 100000;
 constexpr size_t kMaxTokenBytes = 1024;
 
 using Type = TokenizerSpec::Type;
@@ -29,7 +31,6 @@ Unigram::Unigram(const TokenizerSpec& spec)
       fuse_unknown_(spec.fuse_unknown) {
   std::fill(std::begin(byte_ids_), std::end(byte_ids_), -1);
   double least = DBL_MAX;
-  double greatest = FLT_MIN;  // where SentencePiece begins
   std::vector<Token> tokens;
   for (size_t id = 0; id < spec.tokens.size(); ++id) {
     const std::string& token = spec.tokens[id];
@@ -42,10 +43,7 @@ Unigram::Unigram(const TokenizerSpec& spec)
     }
     if (token.empty()) continue;
     const Type type = type_of(spec, id);
-    if (type == Type::kNormal) {
-      least = std::min(least, score);
-      greatest = std::max(greatest, score);
-    }
+    if (type == Type::kNormal) least = std::min(least, score);
     if (type != Type::kNormal && type != Type::kUserDefined) continue;
     if (token.size() > kMaxTokenBytes) {
       fail(ErrorCode::kDataLoss, "{}: token {} has {} bytes; at most {}", spec.source, id,
@@ -53,9 +51,10 @@ Unigram::Unigram(const TokenizerSpec& spec)
     }
     tokens.push_back({token, static_cast<int32_t>(id), score});
   }
+  // Above all others, and the longest first.
   for (Token& token : tokens) {
     if (type_of(spec, static_cast<size_t>(token.id)) != Type::kUserDefined) continue;
-    token.score = static_cast<double>(token.text.size()) * greatest - 0.1;
+    token.score = static_cast<float>(0.1 * static_cast<double>(token.text.size() - 1));
   }
   build(std::move(tokens));
   unknown_score_ = (least == DBL_MAX ? 0 : least) - kUnknownPenalty;
@@ -105,17 +104,25 @@ const Unigram::Node* Unigram::child_of(const Node& node, char byte) const {
   return &nodes_[node.first + static_cast<size_t>(static_cast<const char*>(found) - labels)];
 }
 
-// best[i]: the best path from 0 to i. SentencePiece has the sums in float, Hugging Face's tokenizers
-// in double: it decides where two paths are equal but for rounding.
+// best[i]: the best path from 0 to i. SentencePiece has the sums in float, Hugging Face's
+// tokenizers in double: it decides where two paths are equal but for rounding.
 void Unigram::search(std::string_view piece, std::vector<Scratch::Best>& best) const {
   best.assign(piece.size() + 1, {0, -1, -1});
+  size_t reached = 0;
   const auto offer = [&](size_t end, double score, size_t begin, int32_t id) {
     Scratch::Best& target = best[end];
     if (single_precision_) score = static_cast<float>(score);
     if (target.begin >= 0 && !(score > target.score)) return;
     target = {score, static_cast<int32_t>(begin), id};
+    reached = std::max(reached, end);
   };
   for (size_t begin = 0; begin < piece.size();) {
+    if (single_precision_ && std::abs(best[begin].score) > kMostSum) {
+      const auto offset = static_cast<float>(best[begin].score);
+      for (size_t i = begin; i <= reached; ++i) {
+        best[i].score = static_cast<float>(best[i].score) - offset;
+      }
+    }
     const double before = best[begin].score;
     const size_t length = utf8_step(piece.substr(begin)).length;
     bool whole = false;

@@ -12,6 +12,7 @@
 #include "runtime/tokenizer_folder.h"
 #include "runtime/tokenizer_gguf.h"
 #include "runtime/tokenizer_normalize.h"
+#include "runtime/tokenizer_sentencepiece.h"
 #include "tests/unit/tokenizer_fixture.h"
 
 namespace trireme::test {
@@ -269,6 +270,48 @@ TEST(Bpe, MergesEqualRanksFromTheLeft) {
   const auto ids = tokenizer.encode(text);
   // "aba" "bab" "aba" …: every token takes the three characters after the one before it.
   for (size_t i = 0; i + 1 < ids.size(); ++i) EXPECT_EQ(ids[i], i % 2 == 0 ? 4 : 5) << i;
+}
+
+// Runs of a user-defined token, equal but for rounding, and a text whose sum exceeds what a float
+// holds exactly. Expected ids: SentencePiece 0.2.3 with these pieces.
+TEST(Unigram, RoundsAsSentencePieceDoes) {
+  using Type = TokenizerSpec::Type;
+  SentencePieces model;
+  model.unigram = true;
+  model.dummy_prefix = model.remove_extra_whitespaces = false;
+  model.bos_id = model.eos_id = -1;
+  const auto add = [&](const std::string& piece, float score, Type type) {
+    model.pieces.push_back(piece);
+    model.scores.push_back(score);
+    model.types.push_back(type);
+  };
+  add("<unk>", 0, Type::kUnknown);
+  for (const int run : {1, 2, 3, 4, 6, 8, 12, 16}) {
+    std::string piece;
+    for (int i = 0; i < run; ++i) piece += "\u2581";
+    add(piece, 0, Type::kUserDefined);
+  }
+  add("a", -3.3f, Type::kNormal);
+  add("b", -3.3f - 1.7f, Type::kNormal);
+  add("c", -3.3f - 2 * 1.7f, Type::kNormal);
+  add("\u2581a", -4.1f, Type::kNormal);
+  add("ab", -8.299999f, Type::kNormal);
+  const Tokenizer tokenizer(tokenizer_spec_of(std::move(model), false, false));
+  const auto run = [&](size_t spaces) { return tokenizer.encode(std::string(spaces, ' ')); };
+  using Ids = std::vector<int32_t>;
+  EXPECT_EQ(run(22), (Ids{5, 8}));
+  EXPECT_EQ(run(23), (Ids{3, 7, 6}));
+  EXPECT_EQ(run(25), (Ids{1, 6, 8}));
+  EXPECT_EQ(run(33), (Ids{1, 8, 8}));
+  EXPECT_EQ(run(41), (Ids{1, 6, 8, 8}));
+  EXPECT_EQ(run(53), (Ids{1, 4, 8, 8, 8}));
+  std::string text;
+  for (int i = 0; i < 3000; ++i) text += "abcabcabcabcabc       ";
+  const auto ids = tokenizer.encode(text);
+  uint32_t hash = 0;
+  for (const int32_t id : ids) hash = hash * 31 + static_cast<uint32_t>(id);
+  EXPECT_EQ(ids.size(), 36002u);
+  EXPECT_EQ(hash, 2715314461u);
 }
 
 }  // namespace
