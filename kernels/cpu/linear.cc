@@ -76,8 +76,10 @@ Weight pack_weight(ThreadPool& pool, const Ops& ops, const WeightSlice& slice) {
   // The split of run_thread(), so that a thread finds its panels in its own memory.
   const auto pack = [&](int thread) {
     const Range range = split_range(panels, thread, pool.size());
+    Buffer scratch;
     for (int64_t p = range.begin; p < range.end; ++p) {
-      pack_panel(slice, p * weight.packing, weight.packing, weight.data.data() + p * bytes);
+      std::byte* panel = weight.data.data() + p * bytes;
+      pack_panel(slice, p * weight.packing, weight.packing, scratch, panel);
     }
   };
   if (panels * bytes < kSerialElements) {

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "base/buffer.h"
 #include "kernels/weight.h"
 
 namespace trireme::cpu {
@@ -28,8 +29,10 @@ int64_t packed_cols(QuantFormat format, int64_t cols);
 
 int64_t panel_bytes(QuantFormat format, int64_t cols, int panel_rows);
 
-// One panel from rows [row_begin, min(row_begin + panel_rows, slice.rows)).
-void pack_panel(const WeightSlice& slice, int64_t row_begin, int panel_rows, std::byte* panel);
+// One panel from rows [row_begin, min(row_begin + panel_rows, slice.rows)). `scratch` grows to a
+// few rows and may be used again by the same thread.
+void pack_panel(const WeightSlice& slice, int64_t row_begin, int panel_rows, Buffer& scratch,
+                std::byte* panel);
 
 // The blocks of one row as the file has them: row_bytes(format, cols) bytes.
 void unpack_row(const std::byte* panel, QuantFormat format, int64_t cols, int row, int panel_rows,

@@ -24,6 +24,7 @@ struct Rows {
 
 TEST(Packing, GivesRowsBack) {
   Random random;
+  Buffer scratch;
   for (const QuantFormat format : kQuantFormats) {
     for (const int panel_rows : {1, 8, 16, 32}) {
       const int block = traits(format).block_elements;
@@ -37,7 +38,7 @@ TEST(Packing, GivesRowsBack) {
             static_cast<size_t>(cpu::panel_bytes(format, cols, panel_rows)));
         for (int64_t row = 0; row < rows; ++row) {
           const int64_t in_panel = row % panel_rows;
-          if (in_panel == 0) cpu::pack_panel(w.slice, row, panel_rows, panel.data());
+          if (in_panel == 0) cpu::pack_panel(w.slice, row, panel_rows, scratch, panel.data());
           std::vector<std::byte> back(bytes + 8, std::byte{0});
           cpu::unpack_row(panel.data(), format, cols, static_cast<int>(in_panel), panel_rows,
                           back.data());
@@ -60,7 +61,8 @@ TEST(Packing, Bf16InPairs) {
   const Rows w(random, QuantFormat::kBF16, rows, cols);
   std::vector<uint16_t> panel(8 * kPanelRows, 0xffff);
   ASSERT_EQ(cpu::panel_bytes(QuantFormat::kBF16, cols, kPanelRows), 8 * kPanelRows * 2);
-  cpu::pack_panel(w.slice, 0, kPanelRows, reinterpret_cast<std::byte*>(panel.data()));
+  Buffer scratch;
+  cpu::pack_panel(w.slice, 0, kPanelRows, scratch, reinterpret_cast<std::byte*>(panel.data()));
   for (int64_t k = 0; k < 8; ++k) {
     for (int64_t row = 0; row < kPanelRows; ++row) {
       uint16_t want = 0;
