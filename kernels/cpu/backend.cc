@@ -51,7 +51,9 @@ class CpuBackend final : public Backend {
                                       : "f32 multiply-adds"};
   }
 
-  Weight make_weight(const WeightSlice& slice) override { return pack_weight(pool_, ops_, slice); }
+  Weight make_weight(const WeightSlice& slice) override {
+    return pack_weight(pool_, ops_, slice, weight_memory_);
+  }
 
   void embed(std::span<const int32_t> tokens, const Weight& table, int64_t vocab_begin, float scale,
              MatrixView out) override {
@@ -167,6 +169,7 @@ class CpuBackend final : public Backend {
   CpuIsa isa_;
   const Ops& ops_;
   const Ops& reference_;
+  WeightMemory weight_memory_;
   Linear linear_;
   Experts experts_;
   Attention attention_;

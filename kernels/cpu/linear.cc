@@ -45,7 +45,8 @@ int64_t panel_count(const Weight& weight) { return divide_up(weight.rows, weight
 
 }  // namespace
 
-Weight pack_weight(ThreadPool& pool, const Ops& ops, const WeightSlice& slice) {
+Weight pack_weight(ThreadPool& pool, const Ops& ops, const WeightSlice& slice,
+                   WeightMemory& memory) {
   const QuantTraits& t = traits(slice.format);
   if (slice.rows < 0 || slice.cols < 0 || slice.cols % t.block_elements != 0) {
     fail(ErrorCode::kInvalidArgument, "{} weight [{}, {}]: columns are not whole blocks of {}",
@@ -72,7 +73,7 @@ Weight pack_weight(ThreadPool& pool, const Ops& ops, const WeightSlice& slice) {
   weight.packing = ops.linear(slice.format).panel_rows;
   const int64_t panels = panel_count(weight);
   const int64_t bytes = panel_bytes(slice.format, slice.cols, weight.packing);
-  weight.data = Buffer(static_cast<size_t>(panels * bytes));
+  weight.data = memory.take(static_cast<size_t>(panels * bytes));
   // The split of run_thread(), so that a thread finds its panels in its own memory.
   const auto pack = [&](int thread) {
     const Range range = split_range(panels, thread, pool.size());

@@ -7,10 +7,14 @@
 #include "base/buffer.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/weight_memory.h"
 
 namespace trireme::cpu {
 
-Weight pack_weight(ThreadPool& pool, const Ops& ops, const WeightSlice& slice);
+// Every thread packs the panels that it will multiply. Throws kInvalidArgument for a slice that is
+// not one (kernels/weight.h) and kResourceExhausted.
+Weight pack_weight(ThreadPool& pool, const Ops& ops, const WeightSlice& slice,
+                   WeightMemory& memory);
 
 // out[0, weight.col_count): row `row` of a packed weight in float32. `scratch` grows as needed.
 void read_weight_row(const Ops& ops, const Weight& weight, int64_t row, Buffer& scratch,

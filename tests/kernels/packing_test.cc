@@ -1,6 +1,9 @@
-// Packed panels: a row comes back byte by byte, for every format and panel height.
+// Packed panels: a row comes back byte by byte, for every format and panel height. Where they lie.
 #include "kernels/cpu/packing.h"
 
+#include <cstring>
+
+#include "kernels/cpu/weight_memory.h"
 #include "tests/kernels/testing.h"
 
 namespace trireme::testing {
@@ -73,6 +76,30 @@ TEST(Packing, Bf16InPairs) {
           << "row " << row << ", column " << k;
     }
   }
+}
+
+// Weights are cut one after the other from a chunk, which outlives what cut it; small ones and
+// those above a chunk's size have memory of their own.
+TEST(WeightMemory, CutsChunks) {
+  constexpr size_t kMiB = size_t{1} << 20;
+  std::vector<Buffer> taken;
+  {
+    cpu::WeightMemory memory;
+    EXPECT_TRUE(memory.take(0).empty());
+    for (const size_t bytes : {kMiB - 8, size_t{100}, 2 * kMiB, 65 * kMiB, kMiB}) {
+      taken.push_back(memory.take(bytes));
+      ASSERT_EQ(taken.back().size(), bytes);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(taken.back().data()) % 64, 0u);
+    }
+  }
+  EXPECT_EQ(taken[2].data(), taken[0].data() + kMiB);
+  for (size_t i = 0; i < taken.size(); ++i) {
+    if (i != 3) std::memset(taken[i].data(), static_cast<int>(i), taken[i].size());
+  }
+  taken[2] = Buffer();
+  EXPECT_EQ(taken[0].data()[kMiB - 9], std::byte{0});
+  EXPECT_EQ(taken[1].data()[99], std::byte{1});
+  EXPECT_EQ(taken[4].data()[0], std::byte{4});
 }
 
 }  // namespace
