@@ -12,6 +12,7 @@ if(TRIREME_HAVE_CUDA)
   # Several ranks on one GPU.
   add_executable(gpu_peer_sums_test gpu_peer_sums_test.cc)
   target_link_libraries(gpu_peer_sums_test PRIVATE trireme_kernels GTest::gtest)
+  target_include_directories(gpu_peer_sums_test SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   add_dependencies(gpu_tests gpu_peer_sums_test trireme_cuda)
   add_test(NAME gpu_peer_sums_test COMMAND gpu_peer_sums_test)
   set_tests_properties(gpu_peer_sums_test PROPERTIES TIMEOUT 120 LABELS gpu SKIP_RETURN_CODE 77

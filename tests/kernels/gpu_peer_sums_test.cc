@@ -3,6 +3,7 @@
 // all ranks, many times over the same memory. Skipped (exit 77) without a GPU.
 #include <cstdio>
 
+#include "kernels/cuda/peer_lanes.h"
 #include "tests/kernels/testing.h"
 #include "tests/support/gpu_ranks.h"
 #include "tests/support/relative_l2.h"
@@ -81,6 +82,12 @@ class Fused {
   void run() {
     for (size_t r = 0; r < ranks_.size(); ++r) queue(r);
     for (size_t r = 0; r < ranks_.size(); ++r) ranks_.backend(r).synchronize();
+  }
+  // A rank alone, from the beginning.
+  void run_alone(size_t r) {
+    memory_[r].residual = ranks_.backend(r).upload(residual_);
+    queue(r);
+    ranks_.backend(r).synchronize();
   }
   void queue(size_t r) {
     const Memory& m = memory_[r];
@@ -190,6 +197,31 @@ TEST_P(PeerSumsTest, AgainAndAgain) {
     for (size_t r = 0; r < world.size(); ++r) world.backend(r).synchronize();
   }
   fused.check(kTimes);
+}
+
+// One rank after the other, as a sanitizer runs kernels: nobody finds a peer that answers. An
+// exchange is made three times, and waiting ends by itself: the first time a rank lacks the terms
+// of those after it, the second time their sums, the third time nothing.
+TEST_P(PeerSumsTest, RanksInTurns) {
+  constexpr int64_t kWidth = 8192;
+  const auto counters = static_cast<size_t>(cuda::epoch_bytes(kWidth * 2));
+  Random random;
+  for (const int ranks : {2, 3, 4}) {
+    for (const int64_t cols : {64, 576, 5128}) {
+      for (const PeerShots shots : {PeerShots::kOne, PeerShots::kTwo}) {
+        const Shape shape{ranks, random.integer(1, 3), cols, shots, true};
+        SCOPED_TRACE(describe(shape));
+        GpuRanks world(ranks, kWidth, GetParam());
+        world.end_waiting();
+        Fused fused(world, shape, random);
+        for (int time = 0; time < 3; ++time) {
+          world.count_again(counters);
+          for (size_t r = 0; r < world.size(); ++r) fused.run_alone(r);
+        }
+        fused.check(1);
+      }
+    }
+  }
 }
 
 TEST_P(PeerSumsTest, PlainSums) {

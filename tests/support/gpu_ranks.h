@@ -38,11 +38,28 @@ class GpuRanks {
     }
   }
 
+  // From now on who waits for a peer ends soon, with whatever it has.
+  void end_waiting() {
+    fill(0, stop_, 16, 1);
+    backends_[0]->synchronize();
+  }
+  // The ranks' exchanges count from 0 again; what was sent lies there yet. `bytes` of counters.
+  void count_again(size_t bytes) {
+    for (size_t rank = 0; rank < backends_.size(); ++rank) {
+      fill(rank, memory_[rank], static_cast<int64_t>(bytes / sizeof(float)), 0);
+      backends_[rank]->synchronize();
+    }
+  }
+
   Backend& backend(size_t rank) { return *backends_[rank]; }
   PeerSums& sums(size_t rank) { return *sums_[rank]; }
   size_t size() const { return backends_.size(); }
 
  private:
+  void fill(size_t rank, const Buffer& buffer, int64_t count, uint8_t value) {
+    backends_[rank]->fill_bytes({buffer.data(), DType::kF32, 1, count, count}, value);
+  }
+
   ThreadPool pool_{1};
   std::vector<std::unique_ptr<Backend>> backends_;
   std::vector<Buffer> memory_;
