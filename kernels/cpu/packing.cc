@@ -25,17 +25,19 @@ constexpr Section kQ4_0[] = {{2, 16, 4}, {0, 2, 2}};
 constexpr Section kQ4_1[] = {{4, 16, 4}, {0, 2, 2}, {2, 2, 2}};
 constexpr Section kQ5_0[] = {{6, 16, 4}, {2, 4, 4, true}, {0, 2, 2}};
 constexpr Section kQ5_1[] = {{8, 16, 4}, {4, 4, 4, true}, {0, 2, 2}, {2, 2, 2}};
-constexpr Section kQ2_K[] = {{16, 64, 4}, {0, 16, 1}, {80, 2, 2}, {82, 2, 2}};
-constexpr Section kQ3_K[] = {{0, 32, 4}, {32, 64, 4}, {96, 12, 1}, {108, 2, 2}};
-constexpr Section kQ4_K[] = {{16, 128, 4}, {4, 12, 1}, {0, 2, 2}, {2, 2, 2}};
-constexpr Section kQ5_K[] = {{48, 128, 4}, {16, 32, 4}, {4, 12, 1}, {0, 2, 2}, {2, 2, 2}};
+// Long blocks in the order in which kernels read them: memory sees one stream.
+constexpr Section kQ2_K[] = {{0, 16, 1}, {80, 2, 2}, {82, 2, 2}, {16, 64, 4}};
+constexpr Section kQ3_K[] = {{96, 12, 1}, {108, 2, 2}, {0, 32, 4}, {32, 64, 4}};
+constexpr Section kQ4_K[] = {{4, 12, 1}, {0, 2, 2}, {2, 2, 2}, {16, 128, 4}};
+constexpr Section kQ5_K[] = {{4, 12, 1}, {0, 2, 2}, {2, 2, 2}, {16, 32, 4}, {48, 128, 4}};
+constexpr Section kQ6_K[] = {{192, 16, 1}, {208, 2, 2},  {128, 32, 4},
+                             {0, 64, 4},   {160, 32, 4}, {64, 64, 4}};
 constexpr Section kI4x32[] = {{5, 16, 4}, {0, 4, 4}, {4, 1, 1}};
 constexpr Section kI4x128[] = {{5, 64, 4}, {0, 4, 4}, {4, 1, 1}};
 constexpr Section kI8x32[] = {{4, 32, 4}, {0, 4, 4}};
 constexpr Section kI8x128[] = {{4, 128, 4}, {0, 4, 4}};
 constexpr Section kF8x32[] = {{4, 32, 1}, {0, 4, 4}};
 constexpr Section kF8x128[] = {{4, 128, 1}, {0, 4, 4}};
-constexpr Section kQ6_K[] = {{0, 128, 4}, {128, 64, 4}, {192, 16, 1}, {208, 2, 2}};
 
 std::span<const Section> sections(QuantFormat format) {
   switch (format) {

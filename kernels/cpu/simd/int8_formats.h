@@ -4,8 +4,10 @@
 // block's parts share), and has `load<Part>`: the quants of the part's 32 consecutive k as w[8],
 // one unit of 4 a lane, unsigned with a zero point of 2^kZeroShift (no zero point if 0) or signed
 // (kSigned), and the rows' scales d of each run of 32 / kScales elements; kMin: plus a minimum.
-// kJumps: parts do not lie one after the other. packing.cc says in which order a block's sections
-// lie.
+// packing.cc says in which order a block's sections lie: that of the loads. kCopyForOne,
+// kCopyForMany: for one row of x, or for several, the block is copied first, by halves of cache
+// lines, which is faster where units lie across lines (one row: 1.1 to 1.3 times) or parts take
+// long (several: 1.1 times).
 #pragma once
 
 #include "kernels/cpu/ops.h"
@@ -37,6 +39,9 @@ V::I bits_at(V::I x, int32_t mask) {
 constexpr int32_t kLow2 = 0x03030303, kLow4 = 0x0f0f0f0f, kLow6 = 0x3f3f3f3f;
 constexpr int32_t kBit2 = 0x04040404, kBit4 = 0x10101010, kBits45 = 0x30303030;
 
+// The compiler moves no load across it.
+inline void in_order() { asm volatile("" ::: "memory"); }
+
 // 32 nibbles in 4 units: the low ones first.
 inline void load_nibbles(const std::byte* p, V::I (&w)[8]) {
   for (int g = 0; g < 4; ++g) {
@@ -48,7 +53,7 @@ inline void load_nibbles(const std::byte* p, V::I (&w)[8]) {
 
 struct FormatQ8_0 {
   static constexpr int kParts = 1;
-  static constexpr bool kJumps = false;
+  static constexpr bool kCopyForOne = kLanes == 16, kCopyForMany = false;
   static constexpr int kBytes = 34 * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
@@ -68,7 +73,7 @@ struct FormatQ8_0 {
 template <bool Min>
 struct FormatQ4 {
   static constexpr int kParts = 1;
-  static constexpr bool kJumps = false;
+  static constexpr bool kCopyForOne = false, kCopyForMany = false;
   static constexpr int kBytes = (Min ? 20 : 18) * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = Min ? 0 : 3;
@@ -87,7 +92,7 @@ struct FormatQ4 {
 template <bool Min>
 struct FormatQ5 {
   static constexpr int kParts = 1;
-  static constexpr bool kJumps = false;
+  static constexpr bool kCopyForOne = false, kCopyForMany = false;
   static constexpr int kBytes = (Min ? 24 : 22) * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = Min ? 0 : 4;
@@ -112,7 +117,7 @@ struct FormatQ5 {
 
 struct FormatIQ4_NL {
   static constexpr int kParts = 1;
-  static constexpr bool kJumps = false;
+  static constexpr bool kCopyForOne = false, kCopyForMany = false;
   static constexpr int kBytes = 18 * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
@@ -130,30 +135,29 @@ struct FormatIQ4_NL {
   }
 };
 
-// 256 elements in 8 parts of 32: two bits [16 units], {scale, minimum} nibbles [16][row], f16 scale
-// and minimum [row].
+// 256 elements in 8 parts of 32: {scale, minimum} nibbles [16][row], f16 scale and minimum [row],
+// two bits [16 units].
 struct FormatQ2_K {
   static constexpr int kParts = 8;
-  static constexpr bool kJumps = true;
+  static constexpr bool kCopyForOne = false, kCopyForMany = true;
   static constexpr int kBytes = 84 * kLanes;
   static constexpr int kScales = 2;
   static constexpr int kZeroShift = 0;
   static constexpr bool kMin = true;
   static constexpr bool kSigned = false;
   explicit FormatQ2_K(const std::byte* p) {
-    const std::byte* packed = p + 16 * kUnit;
     for (int i = 0; i < 4; ++i) {
-      const V::I both = V::load_i(packed + i * kUnit);
+      const V::I both = V::load_i(p + i * kUnit);
       V::store_i(scales + i * kUnit, bits_at<0, 0>(both, kLow4));
       V::store_i(mins + i * kUnit, bits_at<4, 0>(both, kLow4));
     }
-    super = V::load_f16(packed + 16 * kLanes);
-    super_min = V::sub(V::zero(), V::load_f16(packed + 16 * kLanes + kHalves));
+    super = V::load_f16(p + 16 * kLanes);
+    super_min = V::sub(V::zero(), V::load_f16(p + 16 * kLanes + kHalves));
   }
   template <int Part>
   void load(const std::byte* p, V::I (&w)[8], V::F (&d)[2], V::F (&min)[2]) const {
     for (int g = 0; g < 8; ++g) {
-      w[g] = bits_at<Part % 4 * 2, 0>(V::load_i(p + (Part / 4 * 8 + g) * kUnit), kLow2);
+      w[g] = bits_at<Part % 4 * 2, 0>(V::load_i(p + (5 + Part / 4 * 8 + g) * kUnit), kLow2);
     }
     for (int s = 0; s < 2; ++s) {
       d[s] = V::mul(super, V::load_u8(scales + (2 * Part + s) * kLanes));
@@ -167,31 +171,32 @@ struct FormatQ2_K {
   V::F super, super_min;
 };
 
-// Third bits [8 units], two bits [16 units], 12 bytes of scales [12][row], f16 [row].
+// 12 bytes of scales [12][row], f16 [row], third bits [8 units], two bits [16 units].
 struct FormatQ3_K {
   static constexpr int kParts = 8;
-  static constexpr bool kJumps = true;
+  static constexpr bool kCopyForOne = false, kCopyForMany = true;
   static constexpr int kBytes = 110 * kLanes;
   static constexpr int kScales = 2;
   static constexpr int kZeroShift = 2;
   static constexpr bool kMin = false;
   static constexpr bool kSigned = false;
   explicit FormatQ3_K(const std::byte* p) {
-    const std::byte* packed = p + 24 * kUnit;
-    const V::I a = V::load_i(packed), b = V::load_i(packed + kUnit);
-    const V::I high = V::load_i(packed + 2 * kUnit);
+    const V::I a = V::load_i(p), b = V::load_i(p + kUnit), high = V::load_i(p + 2 * kUnit);
     V::store_i(scales, V::or_i(bits_at<0, 0>(a, kLow4), bits_at<0, 4>(high, kBits45)));
     V::store_i(scales + kUnit, V::or_i(bits_at<0, 0>(b, kLow4), bits_at<2, 4>(high, kBits45)));
     V::store_i(scales + 2 * kUnit, V::or_i(bits_at<4, 0>(a, kLow4), bits_at<4, 4>(high, kBits45)));
     V::store_i(scales + 3 * kUnit, V::or_i(bits_at<4, 0>(b, kLow4), bits_at<6, 4>(high, kBits45)));
-    super = V::load_f16(packed + 12 * kLanes);
+    super = V::load_f16(p + 12 * kLanes);
   }
   template <int Part>
   void load(const std::byte* p, V::I (&w)[8], V::F (&d)[2], V::F (&)[2]) const {
+    const std::byte* high = p + 14 * kLanes;
+    const std::byte* low = high + (8 + Part / 4 * 8) * kUnit;
+    for (int g = 0; g < 8; ++g) w[g] = V::load_i(high + g * kUnit);
+    in_order();
     for (int g = 0; g < 8; ++g) {
-      const V::I low = V::load_i(p + (8 + Part / 4 * 8 + g) * kUnit);
-      w[g] = V::or_i(bits_at<Part % 4 * 2, 0>(low, kLow2),
-                     bits_at<Part, 2>(V::load_i(p + g * kUnit), kBit2));
+      w[g] = V::or_i(bits_at<Part % 4 * 2, 0>(V::load_i(low + g * kUnit), kLow2),
+                     bits_at<Part, 2>(w[g], kBit2));
     }
     for (int s = 0; s < 2; ++s) {
       const V::F scale = V::load_u8(scales + (2 * Part + s) * kLanes);
@@ -204,35 +209,37 @@ struct FormatQ3_K {
   V::F super;
 };
 
-// Nibbles [32 units], with High the fifth bits [8 units], 12 bytes of scales and minimums
-// [12][row], f16 scale and minimum [row].
+// 12 bytes of scales and minimums [12][row], f16 scale and minimum [row], with High the fifth bits
+// [8 units], nibbles [32 units].
 template <bool High>
 struct FormatQ45_K {
   static constexpr int kParts = 8;
-  static constexpr bool kJumps = true;
+  static constexpr bool kCopyForOne = false, kCopyForMany = true;
   static constexpr int kBytes = (High ? 176 : 144) * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = 0;
   static constexpr bool kMin = true;
   static constexpr bool kSigned = false;
   explicit FormatQ45_K(const std::byte* p) {
-    const std::byte* packed = p + (High ? 40 : 32) * kUnit;
-    const V::I a = V::load_i(packed), b = V::load_i(packed + kUnit);
-    const V::I c = V::load_i(packed + 2 * kUnit);
+    const V::I a = V::load_i(p), b = V::load_i(p + kUnit), c = V::load_i(p + 2 * kUnit);
     V::store_i(scales, bits_at<0, 0>(a, kLow6));
     V::store_i(mins, bits_at<0, 0>(b, kLow6));
     V::store_i(scales + kUnit, V::or_i(bits_at<0, 0>(c, kLow4), bits_at<6, 4>(a, kBits45)));
     V::store_i(mins + kUnit, V::or_i(bits_at<4, 0>(c, kLow4), bits_at<6, 4>(b, kBits45)));
-    super = V::load_f16(packed + 12 * kLanes);
-    super_min = V::sub(V::zero(), V::load_f16(packed + 12 * kLanes + kHalves));
+    super = V::load_f16(p + 12 * kLanes);
+    super_min = V::sub(V::zero(), V::load_f16(p + 12 * kLanes + kHalves));
   }
   template <int Part>
   void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F (&min)[1]) const {
+    const std::byte* high = p + 4 * kUnit;
+    const std::byte* nibbles = high + ((High ? 8 : 0) + Part / 2 * 8) * kUnit;
+    if constexpr (High) {
+      for (int g = 0; g < 8; ++g) w[g] = V::load_i(high + g * kUnit);
+      in_order();
+    }
     for (int g = 0; g < 8; ++g) {
-      w[g] = bits_at<Part % 2 * 4, 0>(V::load_i(p + (Part / 2 * 8 + g) * kUnit), kLow4);
-      if constexpr (High) {
-        w[g] = V::or_i(w[g], bits_at<Part, 4>(V::load_i(p + (32 + g) * kUnit), kBit4));
-      }
+      const V::I low = bits_at<Part % 2 * 4, 0>(V::load_i(nibbles + g * kUnit), kLow4);
+      w[g] = High ? V::or_i(low, bits_at<Part, 4>(w[g], kBit4)) : low;
     }
     d[0] = V::mul(super, V::load_u8(scales + Part * kLanes));
     min[0] = V::mul(super_min, V::load_u8(mins + Part * kLanes));
@@ -244,10 +251,11 @@ struct FormatQ45_K {
   V::F super, super_min;
 };
 
-// Low nibbles [32 units], 2 high bits [16 units], int8 scales [16][row], f16 [row].
+// int8 scales [16][row], f16 [row]; then of each half 2 high bits [8 units], low nibbles [16
+// units].
 struct FormatQ6_K {
   static constexpr int kParts = 8;
-  static constexpr bool kJumps = true;
+  static constexpr bool kCopyForOne = kLanes == 16, kCopyForMany = true;
   static constexpr int kBytes = 210 * kLanes;
   static constexpr int kScales = 2;
   static constexpr int kZeroShift = 5;
@@ -257,16 +265,17 @@ struct FormatQ6_K {
   template <int Part>
   void load(const std::byte* p, V::I (&w)[8], V::F (&d)[2], V::F (&)[2]) const {
     constexpr int kHalf = Part / 4, kRun = Part % 4;
-    const std::byte* low = p + (kHalf * 16 + kRun % 2 * 8) * kUnit;
-    const std::byte* high = p + (32 + kHalf * 8) * kUnit;
+    const std::byte* high = p + 18 * kLanes + kHalf * 24 * kUnit;
+    const std::byte* low = high + (8 + kRun % 2 * 8) * kUnit;
+    for (int g = 0; g < 8; ++g) w[g] = V::load_i(high + g * kUnit);
+    in_order();
     for (int g = 0; g < 8; ++g) {
       w[g] = V::or_i(bits_at<kRun / 2 * 4, 0>(V::load_i(low + g * kUnit), kLow4),
-                     bits_at<kRun * 2, 4>(V::load_i(high + g * kUnit), kBits45));
+                     bits_at<kRun * 2, 4>(w[g], kBits45));
     }
-    const std::byte* scales = p + 48 * kUnit;
-    const V::F super = V::load_f16(scales + 16 * kLanes);
+    const V::F super = V::load_f16(p + 16 * kLanes);
     for (int s = 0; s < 2; ++s) {
-      d[s] = V::mul(super, V::load_i8(scales + (2 * Part + s) * kLanes));
+      d[s] = V::mul(super, V::load_i8(p + (2 * Part + s) * kLanes));
     }
   }
 };
@@ -275,7 +284,7 @@ struct FormatQ6_K {
 template <int Parts>
 struct FormatI4 {
   static constexpr int kParts = Parts;
-  static constexpr bool kJumps = false;
+  static constexpr bool kCopyForOne = false, kCopyForMany = false;
   static constexpr int kBytes = (16 * Parts + 5) * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = 0;
@@ -301,7 +310,7 @@ struct FormatI4 {
 template <int Parts>
 struct FormatI8 {
   static constexpr int kParts = Parts;
-  static constexpr bool kJumps = false;
+  static constexpr bool kCopyForOne = false, kCopyForMany = false;
   static constexpr int kBytes = (32 * Parts + 4) * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
