@@ -25,7 +25,7 @@ constexpr Section kQ4_0[] = {{2, 16, 4}, {0, 2, 2}};
 constexpr Section kQ4_1[] = {{4, 16, 4}, {0, 2, 2}, {2, 2, 2}};
 constexpr Section kQ5_0[] = {{6, 16, 4}, {2, 4, 4, true}, {0, 2, 2}};
 constexpr Section kQ5_1[] = {{8, 16, 4}, {4, 4, 4, true}, {0, 2, 2}, {2, 2, 2}};
-// Long blocks in the order in which kernels read them: memory sees one stream.
+// Those of the K formats in the order in which kernels first read them: memory sees one stream.
 constexpr Section kQ2_K[] = {{0, 16, 1}, {80, 2, 2}, {82, 2, 2}, {16, 64, 4}};
 constexpr Section kQ3_K[] = {{96, 12, 1}, {108, 2, 2}, {0, 32, 4}, {32, 64, 4}};
 constexpr Section kQ4_K[] = {{4, 12, 1}, {0, 2, 2}, {2, 2, 2}, {16, 128, 4}};

@@ -120,7 +120,8 @@ int run(int argc, char** argv) {
     delete testing::UnitTest::GetInstance()->listeners().Release(
         testing::UnitTest::GetInstance()->listeners().default_result_printer());
   }
-  return RUN_ALL_TESTS();
+  const int failed = RUN_ALL_TESTS();
+  return testing::UnitTest::GetInstance()->test_to_run_count() == 0 ? 1 : failed;
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ class GpuNodes(Nodes):
     def environment(self, node):
         return {"TRIREME_NODE": node, "NCCL_HOSTID": node, "NCCL_P2P_DISABLE": "1",
                 # A node's ranks count its own GPUs.
-                "CUDA_VISIBLE_DEVICES": {"a": "0", "b": "1"}.get(node, "0,1"),
+                "CUDA_VISIBLE_DEVICES": {"a": "0", "b": "1"}.get(node, ""),
                 "NCCL_SHM_DISABLE": "1", "NCCL_NET": "Socket", "NCCL_SOCKET_IFNAME": "lo",
                 # Sums of our own kernels round differently from NCCL's.
                 "TRIREME_ALL_REDUCE": "communicator"}

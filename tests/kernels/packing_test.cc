@@ -79,7 +79,7 @@ TEST(Packing, Bf16InPairs) {
 }
 
 // Weights are cut one after the other from a chunk, which outlives what cut it; small ones and
-// those above a chunk's size have memory of their own.
+// large ones have memory of their own.
 TEST(WeightMemory, CutsChunks) {
   constexpr size_t kMiB = size_t{1} << 20;
   std::vector<Buffer> taken;
@@ -93,6 +93,7 @@ TEST(WeightMemory, CutsChunks) {
     }
   }
   EXPECT_EQ(taken[2].data(), taken[0].data() + kMiB);
+  EXPECT_EQ(taken[4].data(), taken[2].data() + 2 * kMiB);
   for (size_t i = 0; i < taken.size(); ++i) {
     if (i != 3) std::memset(taken[i].data(), static_cast<int>(i), taken[i].size());
   }

@@ -4,10 +4,9 @@
 // block's parts share), and has `load<Part>`: the quants of the part's 32 consecutive k as w[8],
 // one unit of 4 a lane, unsigned with a zero point of 2^kZeroShift (no zero point if 0) or signed
 // (kSigned), and the rows' scales d of each run of 32 / kScales elements; kMin: plus a minimum.
-// packing.cc says in which order a block's sections lie: that of the loads. kCopyForOne,
-// kCopyForMany: for one row of x, or for several, the block is copied first, by halves of cache
-// lines, which is faster where units lie across lines (one row: 1.1 to 1.3 times) or parts take
-// long (several: 1.1 times).
+// packing.cc says in which order a block's sections lie. kCopyForOne, kCopyForMany: for one row of
+// x, or for several, the block is copied first, which is faster where units lie across cache lines
+// (one row: 1.1 to 1.3 times) or parts take long (several: 1.1 times).
 #pragma once
 
 #include "kernels/cpu/ops.h"
