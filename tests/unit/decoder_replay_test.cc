@@ -10,6 +10,7 @@
 #include "parallel/ledger_communicator.h"
 #include "runtime/model/decoder.h"
 #include "runtime/model/tensor_sums_start.h"
+#include "tests/support/idle_backend.h"
 
 namespace trireme {
 namespace {
@@ -70,7 +71,7 @@ class DeviceLink final : public DeviceCommunicator {
 
 // Computes nothing. Where it replays, it does so as the CUDA backend does: what is repeated is done
 // the first time and recorded the second time, and from then on nobody is asked for it.
-class ReplayingBackend final : public Backend {
+class ReplayingBackend final : public IdleBackend {
  public:
   ReplayingBackend(Device& device, bool replays) : device_(device), replays_(replays) {}
 
@@ -90,28 +91,12 @@ class ReplayingBackend final : public Backend {
   void forget_recorded() override { graphs_.clear(); }
   int replayed() const { return replayed_; }
 
-  std::string description() const override { return "none"; }
   DType activation_dtype() const override { return DType::kBF16; }
-  bool supports_kv(const KvShape&) const override { return true; }
-  MachineLimits measure_limits(QuantFormat) override { return {}; }
   size_t peer_bytes(int, int64_t) const override { return 1; }
   std::unique_ptr<PeerSums> make_peer_sums(PeerBuffers, int64_t) override {
     return std::make_unique<DeviceSums>(device_);
   }
   Weight make_weight(const WeightSlice&) override { return {}; }
-  void embed(std::span<const int32_t>, const Weight&, int64_t, float, MatrixView) override {}
-  void rms_norm(MatrixView, const float*, float, MatrixView) override {}
-  void add_rms_norm(MatrixView, MatrixView, const float*, float, MatrixView) override {}
-  void add_normed(MatrixView, MatrixView, const float*, const float*, float, MatrixView) override {}
-  void linear(MatrixView, std::span<const LinearPart>) override {}
-  void experts(MatrixView, const ExpertLayer&, MatrixView, MatrixView, bool) override {}
-  int64_t expert_scratch_bytes(const ExpertShape&, int64_t) const override { return 0; }
-  void prepare_qkv(const QkvPrepare&, std::span<const AttentionRow>, const KvLayerView&) override {}
-  void paged_attention(MatrixView, const AttentionParams&, std::span<const AttentionRow>,
-                       const KvLayerView&, MatrixView) override {}
-  void gated_activation(MatrixView, MatrixView, Activation, MatrixView) override {}
-  void gather_rows(MatrixView, std::span<const int32_t>, MatrixView) override {}
-  void fill_bytes(MatrixView, uint8_t) override {}
 
  private:
   struct Graph {

@@ -11,6 +11,7 @@
 #include "runtime/model/decoder.h"
 #include "runtime/model/hf_config.h"
 #include "runtime/model/packed_matrix.h"
+#include "tests/support/idle_backend.h"
 #include "tests/support/model_files.h"
 #include "tests/support/model_fixture.h"
 
@@ -37,12 +38,9 @@ std::vector<float> row_values(const SourceTensor& tensor, int64_t row) {
 }
 
 // Keeps slices as they lie in the file, whole blocks and all.
-class KeepingBackend : public Backend {
+class KeepingBackend : public IdleBackend {
  public:
-  std::string description() const override { return "keeping"; }
   DType activation_dtype() const override { return DType::kF32; }
-  MachineLimits measure_limits(QuantFormat) override { return {}; }
-  bool supports_kv(const KvShape&) const override { return true; }
   Weight make_weight(const WeightSlice& slice) override {
     Weight weight;
     weight.format = slice.format;
@@ -60,19 +58,6 @@ class KeepingBackend : public Backend {
     }
     return weight;
   }
-  void embed(std::span<const int32_t>, const Weight&, int64_t, float, MatrixView) override {}
-  void rms_norm(MatrixView, const float*, float, MatrixView) override {}
-  void add_rms_norm(MatrixView, MatrixView, const float*, float, MatrixView) override {}
-  void add_normed(MatrixView, MatrixView, const float*, const float*, float, MatrixView) override {}
-  void linear(MatrixView, std::span<const LinearPart>) override {}
-  void experts(MatrixView, const ExpertLayer&, MatrixView, MatrixView, bool) override {}
-  int64_t expert_scratch_bytes(const ExpertShape&, int64_t) const override { return 0; }
-  void prepare_qkv(const QkvPrepare&, std::span<const AttentionRow>, const KvLayerView&) override {}
-  void paged_attention(MatrixView, const AttentionParams&, std::span<const AttentionRow>,
-                       const KvLayerView&, MatrixView) override {}
-  void gated_activation(MatrixView, MatrixView, Activation, MatrixView) override {}
-  void gather_rows(MatrixView, std::span<const int32_t>, MatrixView) override {}
-  void fill_bytes(MatrixView, uint8_t) override {}
 };
 
 // This rank's own columns of a row.
