@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <utility>
 #include <vector>
@@ -66,12 +67,22 @@ struct LogitQuestion {
 };
 
 // A token to be chosen where the logits are: the best (ties to the lowest id) or, by a draw, the
-// winner of Gumbel-max over the tokens that `draw` keeps, over the parts of all ranks.
+// winner of Gumbel-max over the best top_k tokens, of these those that top_p keeps, and of these
+// those that draw.log_min_p keeps; over the parts of all ranks. draw.max and draw.worst are found.
 struct LogitChoice {
   int32_t row = 0;
   int32_t slot = 0;  // whose newest token it becomes
   bool draws = false;
   Draw draw;
+  int32_t top_k = 0;                 // 0: all
+  float top_p = 1.0f;                // 1: all
+  float inverse_temperature = 1.0f;  // for the masses that top_p is a share of
+
+  // Whether it needs more than one look at the row.
+  bool is_cut() const {
+    return draws && (top_k > 0 || top_p < 1.0f ||
+                     draw.log_min_p > -std::numeric_limits<double>::infinity());
+  }
 };
 
 class LogitChooser {

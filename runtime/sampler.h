@@ -60,8 +60,8 @@ class Sampler {
   // NaN logits count as -inf, +inf as the largest finite number.
   void sample(MatrixView logits, std::span<const SampleRow> rows, std::vector<Sampled>& out);
 
-  // Whether queue() takes these rows: the logits are on a device, tokens are all that is wanted,
-  // and one look decides them (greedy, or a temperature alone). The same on all ranks.
+  // Whether queue() takes these rows: the logits are on a device, and tokens are all that is wanted
+  // and needed (no log-probabilities, no penalties by earlier tokens). The same on all ranks.
   bool can_queue(std::span<const SampleRow> rows) const;
   size_t most_queued() const;  // rows that queue() takes at most; 0: none
   // As sample(), but only queued: row i's token becomes the newest of slots[i] for the next step on

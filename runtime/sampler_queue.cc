@@ -1,4 +1,4 @@
-// Tokens that are chosen on the device, in one look, while the host goes on.
+// Tokens that are chosen on the device while the host goes on.
 #include "base/error.h"
 #include "runtime/sampler_state.h"
 
@@ -10,14 +10,9 @@ size_t Sampler::most_queued() const {
 }
 
 bool Sampler::can_queue(std::span<const SampleRow> rows) const {
-  const State& state = *state_;
   if (rows.empty() || rows.size() > most_queued()) return false;
-  return std::all_of(rows.begin(), rows.end(), [&](const SampleRow& row) {
-    if (row.params == nullptr || row.params->logprobs >= 0 || row.params->needs_counts()) {
-      return false;
-    }
-    const SamplerPath path = path_of(row.params, state.vocab_size);
-    return path == SamplerPath::kGreedy || path == SamplerPath::kWhole;
+  return std::all_of(rows.begin(), rows.end(), [](const SampleRow& row) {
+    return row.params != nullptr && row.params->logprobs < 0 && !row.params->needs_counts();
   });
 }
 
@@ -30,8 +25,18 @@ uint64_t Sampler::queue(MatrixView logits, std::span<const SampleRow> rows,
   state.choices.clear();
   for (size_t i = 0; i < rows.size(); ++i) {
     const SamplerWork& work = state.works[i];
-    const bool draws = work.path == SamplerPath::kWhole;
-    state.choices.push_back({work.index, slots[i], draws, draws ? work.draw : Draw{}});
+    LogitChoice choice;
+    choice.row = work.index;
+    choice.slot = slots[i];
+    choice.draws = work.path != SamplerPath::kGreedy;
+    if (choice.draws) {
+      const SamplingParams& params = *rows[i].params;
+      choice.draw = work.draw;
+      choice.top_k = cuts_by_k(params, state.vocab_size) ? params.top_k : 0;
+      choice.top_p = std::min(params.top_p, 1.0f);
+      choice.inverse_temperature = inverse_for_mass(work.draw);
+    }
+    state.choices.push_back(choice);
   }
   return state.logits->chooser()->choose(state.choices);
 }

@@ -9,6 +9,23 @@
 #include "kernels/cuda/elementwise.h"
 
 namespace trireme::cuda {
+namespace {
+
+constexpr size_t align16(size_t bytes) { return (bytes + 15) / 16 * 16; }
+
+void add_cut(const LogitChoice& choice, int32_t index, Cut* cuts, LaunchCuts& all) {
+  Cut cut;
+  cut.row = choice.row;
+  cut.choice = index;
+  cut.top_k = choice.top_k;
+  cut.top_p = choice.top_p;
+  cut.inverse_temperature = choice.inverse_temperature;
+  cuts[all.count++] = cut;
+  const int32_t rounds = (choice.top_k > 0 ? 1 : 0) + (choice.top_p < 1.0f ? 1 : 0);
+  all.rounds = std::max(all.rounds, rounds);
+}
+
+}  // namespace
 
 size_t DeviceLogitRows::most_choices(int ranks) const {
   if (ranks == 1) return ChosenTokens::kMost;
@@ -35,9 +52,11 @@ uint64_t DeviceLogitRows::choose(std::span<const LogitChoice> wanted) {
   choices.number = number;
   choices.count = wanted.size();
   choices.taken = false;
-  const size_t task_bytes = (wanted.size() * sizeof(LogitTask) + 15) / 16 * 16;
-  choices.tasks.reserve(task_bytes, backend_);
+  const size_t task_bytes = align16(wanted.size() * sizeof(LogitTask));
+  choices.tasks.reserve(task_bytes + wanted.size() * sizeof(Cut), backend_);
   auto* tasks = reinterpret_cast<LogitTask*>(choices.tasks.host());
+  auto* cuts = reinterpret_cast<Cut*>(choices.tasks.host() + task_bytes);
+  LaunchCuts cut;
   bool draws = false;
   for (size_t i = 0; i < wanted.size(); ++i) {
     LogitTask task;
@@ -47,11 +66,22 @@ uint64_t DeviceLogitRows::choose(std::span<const LogitChoice> wanted) {
     task.draw = wanted[i].draw;
     draws = draws || wanted[i].draws;
     tasks[i] = task;
+    if (wanted[i].is_cut()) add_cut(wanted[i], static_cast<int32_t>(i), cuts, cut);
   }
   Pieces pieces;
-  pieces.pieces[pieces.count++] = {choices.tasks.host(), choices.tasks.device(),
-                                   static_cast<uint32_t>(task_bytes)};
+  pieces.pieces[pieces.count++] = {
+      choices.tasks.host(), choices.tasks.device(),
+      static_cast<uint32_t>(task_bytes + static_cast<size_t>(cut.count) * sizeof(Cut))};
   launch_scatter(pieces, stream_);
+  reserve(cut_bins_, cut_bins_bytes(cut.count));
+  reserve(cut_lists_, static_cast<size_t>(cut.count) * kCutRoom * sizeof(Candidate));
+  cut.lanes = lanes_;
+  cut.rows = logits_;
+  cut.tasks = reinterpret_cast<LogitTask*>(choices.tasks.device());
+  cut.cuts = reinterpret_cast<Cut*>(choices.tasks.device() + task_bytes);
+  cut.bins = reinterpret_cast<CutBin*>(cut_bins_.data());
+  cut.lists = reinterpret_cast<Candidate*>(cut_lists_.data());
+  launch_cuts(cut, stream_);
   const size_t parts = static_cast<size_t>(std::max(logit_parts(logits_.vocab), 1));
   reserve(partial_, wanted.size() * parts * sizeof(LogitAnswer));
   reserve(arrivals_, wanted.size() * sizeof(uint32_t), true);

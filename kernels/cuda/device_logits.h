@@ -108,6 +108,7 @@ class DeviceLogitRows final : public LogitRows, public LogitChooser {
   uint64_t last_number_ = 0;
   ChosenTokens* chosen_ = nullptr;  // [kInFlight], page-locked
   Buffer answers_;                  // of choose()
+  Buffer cut_bins_, cut_lists_;
   std::vector<Buffer> outgrown_;    // as in Staged
 };
 

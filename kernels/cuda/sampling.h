@@ -79,6 +79,50 @@ struct ChooseTokens {
 };
 void launch_choose(const ChooseTokens& choose, cudaStream_t stream);
 
+// Which tokens a choice draws from: the best top_k, of these those that top_p keeps. The rest is
+// the device's, which also finds the maximum that min_p is a part of.
+struct alignas(16) Cut {
+  int32_t row = 0;
+  int32_t choice = 0;  // index of the task whose draw.max and draw.worst are found
+  int32_t top_k = 0;   // 0: all
+  float top_p = 1.0f;  // 1: all
+  float inverse_temperature = 1.0f;
+  uint32_t max = 0;      // as ordered(); 0: no logit above -inf
+  int32_t round = 0;     // which narrows it next: 0, 1 (top_p after top_k) or kCutDone
+  int32_t by_count = 0;  // wanted_count tokens are wanted; else wanted_mass
+  int32_t wanted_count = 0;
+  int32_t bucket = 0;        // where that is reached,
+  int32_t part = 0;          // in which part of the bucket,
+  int32_t part_count = 0;    // how many tokens are in it
+  int32_t listed = 0;        // and of these on this rank in the list;
+  int32_t before_count = 0;  // tokens that are better than all of them,
+  int64_t before_mass = 0;   // and their mass
+  double wanted_mass = 0.0;
+};
+inline constexpr int32_t kCutDone = 2;
+inline constexpr int32_t kCutRoom = 256;  // tokens of a list
+inline constexpr int32_t kCutLevels = 3;  // buckets, and the parts of one in each round
+
+struct CutBin {
+  unsigned long long mass = 0;
+  uint32_t count = 0;
+};
+constexpr size_t cut_bins_bytes(int32_t cuts) {
+  return sizeof(CutBin) * static_cast<size_t>(cuts) * kCutLevels * kMassBuckets;
+}
+
+struct LaunchCuts {
+  PeerLanes lanes;  // of size 1: this rank's logits are all there are
+  DeviceLogits rows;
+  LogitTask* tasks = nullptr;  // kDraw
+  Cut* cuts = nullptr;         // [count], at most ChosenTokens::kMost
+  int32_t count = 0;
+  int32_t rounds = 0;          // 0: min_p alone; 2: with top_k and top_p in one cut
+  CutBin* bins = nullptr;      // [count, kCutLevels, kMassBuckets]
+  Candidate* lists = nullptr;  // [count, kCutRoom]
+};
+void launch_cuts(const LaunchCuts& args, cudaStream_t stream);
+
 // kBucketMasses: masses and token counts [places, kMassBuckets], added to.
 void launch_bucket_masses(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,
                           int64_t* masses, int32_t* counts, cudaStream_t stream);

@@ -143,8 +143,9 @@ TEST(SamplerGpu, ManyDraws) {
 }
 
 // Tokens chosen on the device, by ranks that exchange what they found through each other's memory.
-std::vector<int32_t> choose_on_gpu(const std::vector<Case>& cases, int ranks) {
-  GpuRanks world(ranks, 1024);
+// `width` of activations decides how many of them they exchange at a time.
+std::vector<int32_t> choose_on_gpu(const std::vector<Case>& cases, int ranks, int64_t width) {
+  GpuRanks world(ranks, width);
   const auto vocab = static_cast<int64_t>(cases.front().logits.size());
   const auto parts = uneven_parts(vocab, ranks);
   auto group = make_thread_communicators(ranks, "tp");
@@ -190,36 +191,73 @@ std::vector<int32_t> choose_on_gpu(const std::vector<Case>& cases, int ranks) {
   return results[0];
 }
 
+void expect_chosen_as_on_host(const std::vector<Case>& cases) {
+  const auto host = sample_on_host(cases);
+  for (const int ranks : {1, 2, 3, 4}) {
+    // Kernels that wait for each other, which a sanitizer runs one after the other.
+    if (ranks > 1 && std::getenv("TRIREME_TEST_BRIEF") != nullptr) continue;
+    const auto tokens = choose_on_gpu(cases, ranks, ranks % 2 == 0 ? 1024 : 16384);
+    for (size_t i = 0; i < cases.size(); ++i) {
+      const SamplingParams& params = cases[i].params;
+      EXPECT_EQ(tokens[i], host[i].token)
+          << "case " << i << " on " << ranks << " ranks: temperature " << params.temperature
+          << ", top_k " << params.top_k << ", top_p " << params.top_p << ", min_p "
+          << params.min_p;
+    }
+  }
+}
+
+// A random case that the device can choose for.
+Case choosable_case(uint64_t seed, int vocab) {
+  Case one = random_case(seed, vocab);
+  one.score = false;
+  one.params.logprobs = -1;
+  one.params.repetition_penalty = 1.0f;
+  one.params.presence_penalty = one.params.frequency_penalty = 0.0f;
+  return one;
+}
+
 TEST(SamplerGpu, ChosenOnTheDevice) {
   uint64_t seed = fresh_seed() + 3000000;
   for (const int vocab : {259, 4097, 128256}) {
     std::vector<Case> cases;
     for (int i = 0; i < 40; ++i) {
-      Case one = random_case(++seed, vocab);
-      SamplingParams& params = one.params;
-      one.score = false;
-      params.top_k = 0;
-      params.top_p = 1.0f;
-      params.min_p = 0.0f;
-      params.logprobs = -1;
-      params.repetition_penalty = 1.0f;
-      params.presence_penalty = params.frequency_penalty = 0.0f;
-      if (i % 3 == 0) spoil(one.logits, seed);
-      cases.push_back(std::move(one));
+      cases.push_back(choosable_case(++seed, vocab));
+      SamplingParams& params = cases.back().params;
+      if (i % 4 == 0) params.top_k = 0, params.top_p = 1.0f, params.min_p = 0.0f;
+      if (i % 3 == 0) spoil(cases.back().logits, seed);
     }
-    const auto host = sample_on_host(cases);
-    for (const int ranks : {1, 2, 3, 4}) {
-      // Kernels that wait for each other, which a sanitizer runs one after the other.
-      if (ranks > 1 && std::getenv("TRIREME_TEST_BRIEF") != nullptr) continue;
-      const auto tokens = choose_on_gpu(cases, ranks);
-      for (size_t i = 0; i < cases.size(); ++i) {
-        EXPECT_EQ(tokens[i], host[i].token) << "case " << i << " on " << ranks << " ranks";
+    expect_chosen_as_on_host(cases);
+  }
+}
+
+// Cuts among many tokens that are close together or equal, and far from the best.
+TEST(SamplerGpu, CutOnTheDevice) {
+  uint64_t seed = fresh_seed() + 4000000;
+  for (const float spread : {0.0f, 1e-4f, 0.1f, 3.0f, 100.0f}) {
+    for (const float temperature : {1e-30f, 0.7f, 1e30f}) {
+      std::vector<Case> cases;
+      Case one;
+      for (int i = 0; i < 24; ++i) {
+        if (i % 8 == 0) one.logits = reference::random_logits(++seed, 20011, spread);
+        if (i == 16) {  // a grid
+          for (float& logit : one.logits) logit = std::round(logit * 4.0f) / 4.0f;
+        }
+        one.params.seed = ++seed;
+        one.params.temperature = temperature;
+        const int32_t counts[] = {0, 1, 255, 5000, 20010, 20011, 1 << 30};
+        const float shares[] = {1e-9f, 0.3f, 0.9999999f, 1.0f};
+        one.params.top_k = counts[seed % 7];
+        one.params.top_p = shares[seed / 7 % 4];
+        one.params.min_p = seed % 5 == 0 ? 0.05f : 0.0f;
+        cases.push_back(one);
       }
+      expect_chosen_as_on_host(cases);
     }
   }
 }
 
-// What needs more than one look is not queued.
+// What needs the host: numbers beside the token, or the tokens before it.
 TEST(SamplerGpu, WhatIsNotQueued) {
   auto single = make_single_communicator();
   ThreadPool pool(1);
@@ -240,7 +278,9 @@ TEST(SamplerGpu, WhatIsNotQueued) {
   params.presence_penalty = 0;
   params.temperature = 1;
   params.top_p = 0.9f;
-  EXPECT_FALSE(queued());
+  params.top_k = 40;
+  params.min_p = 0.1f;
+  EXPECT_TRUE(queued());
   row.params = nullptr;
   row.target = 3;
   EXPECT_FALSE(queued());
