@@ -3,6 +3,7 @@
 // come from memory, as they do after the head's product; fewer are found there.
 #include <algorithm>
 #include <cstdio>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/check.h"
@@ -53,6 +54,58 @@ double microseconds(cudaStream_t stream, const Run& run) {
   TRIREME_CUDA(cudaEventDestroy(begin));
   TRIREME_CUDA(cudaEventDestroy(end));
   return static_cast<double>(best) * 1e3 / kCalls;
+}
+
+void print(const std::string& name, int32_t count, double us, double bandwidth) {
+  const double limit = static_cast<double>(count) * kVocab * 4 / bandwidth * 1e6;
+  std::printf(
+      "{\"name\": \"sampling_kernel_%s_rows%d\", \"value\": %.2f, \"unit\": \"us\", "
+      "\"baseline\": %.2f, \"ratio\": %.3f}\n",
+      name.c_str(), count, us, limit, us / limit);
+}
+
+// Cuts by top_k and top_p as choose() queues them, without the draw that follows.
+void run_cuts(const DeviceLogits& rows, LogitTask* tasks, double bandwidth, cudaStream_t stream) {
+  struct Shape {
+    const char* name;
+    int32_t top_k;
+    float top_p;
+    float spread;
+  };
+  const Shape shapes[] = {{"min_p", 0, 1.0f, 3},         {"top_p", 0, 0.9f, 3},
+                          {"top_p_flat", 0, 0.9f, 0.5f}, {"top_k", 40, 1.0f, 3},
+                          {"top_k_top_p", 40, 0.9f, 3},  {"top_p_ties", 0, 0.9f, 0}};
+  auto* cuts = device<Cut>(kMostRows);
+  LaunchCuts args;
+  args.rows = rows;
+  args.tasks = tasks;
+  args.cuts = device<Cut>(kMostRows);
+  args.bins = reinterpret_cast<CutBin*>(device<std::byte>(cut_bins_bytes(kMostRows)));
+  args.lists = reinterpret_cast<Candidate*>(device<std::byte>(cut_lists_bytes(kMostRows)));
+  for (const Shape& shape : shapes) {
+    fill<<<kMostRows * kVocab / 256, 256, 0, stream>>>(rows.logits, int64_t{kMostRows} * kVocab,
+                                                       shape.spread);
+    std::vector<Cut> list(kMostRows);
+    for (int32_t i = 0; i < kMostRows; ++i) {
+      list[i].row = list[i].choice = i;
+      list[i].top_k = shape.top_k;
+      list[i].top_p = shape.top_p;
+      list[i].inverse_temperature = 1.25f;
+    }
+    TRIREME_CUDA(cudaMemcpyAsync(cuts, list.data(), list.size() * sizeof(Cut),
+                                 cudaMemcpyHostToDevice, stream));
+    TRIREME_CUDA(cudaStreamSynchronize(stream));
+    args.rounds = (shape.top_k > 0 ? 1 : 0) + (shape.top_p < 1.0f ? 1 : 0);
+    for (const int32_t count : {1, 64, 256}) {
+      args.count = count;
+      const double us = microseconds(stream, [&] {
+        TRIREME_CUDA(cudaMemcpyAsync(args.cuts, cuts, static_cast<size_t>(count) * sizeof(Cut),
+                                     cudaMemcpyDeviceToDevice, stream));
+        launch_cuts(args, stream);
+      });
+      print("cut_" + std::string(shape.name), count, us, bandwidth);
+    }
+  }
 }
 
 void run() {
@@ -113,13 +166,10 @@ void run() {
                             stream);
         }
       });
-      const double limit = static_cast<double>(count) * kVocab * 4 / bandwidth * 1e6;
-      std::printf(
-          "{\"name\": \"sampling_kernel_%s_rows%d\", \"value\": %.2f, \"unit\": \"us\", "
-          "\"baseline\": %.2f, \"ratio\": %.3f}\n",
-          shape.name, count, us, limit, us / limit);
+      print(shape.name, count, us, bandwidth);
     }
   }
+  run_cuts(rows, tasks, bandwidth, stream);
 }
 
 }  // namespace

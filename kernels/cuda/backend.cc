@@ -94,13 +94,15 @@ std::optional<DeviceMemory> CudaBackend::device_memory() const {
 }
 
 // The step's inputs (step_arena), decode attention's parts, and what a sampling round of the most
-// rows needs: 256 bucket masses, twenty candidates and partial answers a row.
+// rows needs: 256 bucket masses, twenty candidates and partial answers a row, and the bins and lists
+// of cuts.
 int64_t CudaBackend::workspace_bytes(const WorkspaceShape& shape) const {
   const size_t decode = decode_workspace_bytes(StepArena::kMaxItems, shape.q_heads, shape.head_dim);
   const auto rows = static_cast<size_t>(shape.vocab > 0 ? max_logit_rows() : 0);
   const size_t sampling =
       rows * (kMassBuckets * (sizeof(int64_t) + sizeof(int32_t)) + 20 * sizeof(Candidate) +
-              static_cast<size_t>(logit_parts(shape.vocab) + 2) * sizeof(LogitAnswer));
+              static_cast<size_t>(logit_parts(shape.vocab) + 2) * sizeof(LogitAnswer)) +
+      (rows > 0 ? cut_bins_bytes(ChosenTokens::kMost) + cut_lists_bytes(ChosenTokens::kMost) : 0);
   return static_cast<int64_t>(decode + sampling + StepArena::first_bytes(shape.kv_groups));
 }
 

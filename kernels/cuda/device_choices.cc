@@ -73,8 +73,10 @@ uint64_t DeviceLogitRows::choose(std::span<const LogitChoice> wanted) {
       choices.tasks.host(), choices.tasks.device(),
       static_cast<uint32_t>(task_bytes + static_cast<size_t>(cut.count) * sizeof(Cut))};
   launch_scatter(pieces, stream_);
-  reserve(cut_bins_, cut_bins_bytes(cut.count));
-  reserve(cut_lists_, static_cast<size_t>(cut.count) * kCutRoom * sizeof(Candidate));
+  if (cut.count > 0 && cut_bins_.empty()) {  // once: see CudaBackend::workspace_bytes()
+    cut_bins_ = backend_.allocate(cut_bins_bytes(ChosenTokens::kMost));
+    cut_lists_ = backend_.allocate(cut_lists_bytes(ChosenTokens::kMost));
+  }
   cut.lanes = lanes_;
   cut.rows = logits_;
   cut.tasks = reinterpret_cast<LogitTask*>(choices.tasks.device());

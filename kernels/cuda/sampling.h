@@ -111,6 +111,10 @@ constexpr size_t cut_bins_bytes(int32_t cuts) {
   return sizeof(CutBin) * static_cast<size_t>(cuts) * kCutLevels * kMassBuckets;
 }
 
+constexpr size_t cut_lists_bytes(int32_t cuts) {
+  return sizeof(Candidate) * static_cast<size_t>(cuts) * kCutRoom;
+}
+
 struct LaunchCuts {
   PeerLanes lanes;  // of size 1: this rank's logits are all there are
   DeviceLogits rows;
