@@ -56,6 +56,10 @@ uint64_t DeviceLogitRows::choose(std::span<const LogitChoice> wanted) {
   choices.tasks.reserve(task_bytes + wanted.size() * sizeof(Cut), backend_);
   auto* tasks = reinterpret_cast<LogitTask*>(choices.tasks.host());
   auto* cuts = reinterpret_cast<Cut*>(choices.tasks.host() + task_bytes);
+  const size_t parts = static_cast<size_t>(std::max(logit_parts(logits_.vocab), 1));
+  reserve(partial_, wanted.size() * parts * sizeof(LogitAnswer));
+  reserve(arrivals_, wanted.size() * sizeof(uint32_t), true);
+  reserve(answers_, ChosenTokens::kMost * sizeof(LogitAnswer));
   LaunchCuts cut;
   bool draws = false;
   for (size_t i = 0; i < wanted.size(); ++i) {
@@ -73,10 +77,6 @@ uint64_t DeviceLogitRows::choose(std::span<const LogitChoice> wanted) {
       choices.tasks.host(), choices.tasks.device(),
       static_cast<uint32_t>(task_bytes + static_cast<size_t>(cut.count) * sizeof(Cut))};
   launch_scatter(pieces, stream_);
-  if (cut.count > 0 && cut_bins_.empty()) {  // once: see CudaBackend::workspace_bytes()
-    cut_bins_ = backend_.allocate(cut_bins_bytes(ChosenTokens::kMost));
-    cut_lists_ = backend_.allocate(cut_lists_bytes(ChosenTokens::kMost));
-  }
   cut.lanes = lanes_;
   cut.rows = logits_;
   cut.tasks = reinterpret_cast<LogitTask*>(choices.tasks.device());
@@ -84,10 +84,6 @@ uint64_t DeviceLogitRows::choose(std::span<const LogitChoice> wanted) {
   cut.bins = reinterpret_cast<CutBin*>(cut_bins_.data());
   cut.lists = reinterpret_cast<Candidate*>(cut_lists_.data());
   launch_cuts(cut, stream_);
-  const size_t parts = static_cast<size_t>(std::max(logit_parts(logits_.vocab), 1));
-  reserve(partial_, wanted.size() * parts * sizeof(LogitAnswer));
-  reserve(arrivals_, wanted.size() * sizeof(uint32_t), true);
-  reserve(answers_, ChosenTokens::kMost * sizeof(LogitAnswer));
   const auto* on_device = reinterpret_cast<const LogitTask*>(choices.tasks.device());
   const auto count = static_cast<int32_t>(wanted.size());
   launch_logit_scan(logits_, on_device, count, draws,

@@ -31,6 +31,11 @@ DeviceLogitRows::DeviceLogitRows(Backend& backend, int device, cudaStream_t stre
     : backend_(backend), device_(device), stream_(stream), newest_(newest), lanes_(lanes) {
   void* memory = nullptr;
   TRIREME_CUDA(cudaSetDevice(device_));
+  load_cuts(lanes_.size);
+  load_logit_scan();
+  load_choose(lanes_.size);
+  cut_bins_ = backend_.allocate(cut_bins_bytes(ChosenTokens::kMost));
+  cut_lists_ = backend_.allocate(cut_lists_bytes(ChosenTokens::kMost));
   TRIREME_CUDA(cudaMallocHost(&memory, sizeof(ChosenTokens) * kInFlight));
   chosen_ = new (memory) ChosenTokens[kInFlight];
 }

@@ -127,6 +127,11 @@ struct LaunchCuts {
 };
 void launch_cuts(const LaunchCuts& args, cudaStream_t stream);
 
+// Before the first launch where there are several ranks: see load_kernel.h.
+void load_cuts(int ranks);
+void load_choose(int ranks);
+void load_logit_scan();
+
 // kBucketMasses: masses and token counts [places, kMassBuckets], added to.
 void launch_bucket_masses(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,
                           int64_t* masses, int32_t* counts, cudaStream_t stream);

@@ -1,4 +1,5 @@
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/load_kernel.h"
 #include "kernels/cuda/peer_lanes.cuh"
 #include "kernels/cuda/sampling.h"
 
@@ -50,18 +51,22 @@ __global__ void __launch_bounds__(ChosenTokens::kMost)
   if (i == 0) *static_cast<volatile uint64_t*>(&args.chosen->number) = args.number;
 }
 
+auto* kernel_for(int ranks) {
+  return ranks == 1   ? choose_kernel<1>
+         : ranks <= 2 ? choose_kernel<2>
+         : ranks <= 4 ? choose_kernel<4>
+                      : choose_kernel<8>;
+}
+
 }  // namespace
+
+void load_choose(int ranks) { load_kernel(kernel_for(ranks)); }
 
 void launch_choose(const ChooseTokens& choose, cudaStream_t stream) {
   if (choose.count < 1 || choose.count > ChosenTokens::kMost) {
     fail_internal("sampling: 1 to 256 choices at a time");
   }
-  const int ranks = choose.lanes.size;
-  const auto kernel = ranks == 1   ? choose_kernel<1>
-                      : ranks <= 2 ? choose_kernel<2>
-                      : ranks <= 4 ? choose_kernel<4>
-                                   : choose_kernel<8>;
-  kernel<<<1, ChosenTokens::kMost, 0, stream>>>(choose);
+  kernel_for(choose.lanes.size)<<<1, ChosenTokens::kMost, 0, stream>>>(choose);
   TRIREME_CUDA(cudaGetLastError());
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/load_kernel.h"
 #include "kernels/cuda/peer_lanes.cuh"
 #include "kernels/cuda/sampling_tile.cuh"
 
@@ -315,9 +316,10 @@ __device__ LastKept last_of_many(const PeerLanes& lanes, const DeviceLogits& row
       if (!counted) continue;
       const int digit = static_cast<int>(key >> shift & 255);
       const auto mass = static_cast<unsigned long long>(mass_in(cut, logit));
-      int same = 0;
-      __match_all_sync(lanes_counted, key >> 32, &same);
-      if (same == 0 || shift < 32) {
+      int same_logit = 0, same_digit = 0;  // as where many are equal: one addition for all lanes
+      __match_all_sync(lanes_counted, key >> 32, &same_logit);
+      __match_all_sync(lanes_counted, digit, &same_digit);
+      if (same_logit == 0 || same_digit == 0) {
         atomicAdd(counts + digit, 1u);
         atomicAdd(masses + digit, mass);
       } else if (threadIdx.x % 32 == __ffs(static_cast<int>(lanes_counted)) - 1) {
@@ -371,6 +373,17 @@ __global__ void __launch_bounds__(kCutThreads)
 }
 
 template <int kRanks>
+void load_kernels() {
+  load_kernel(cut_max_kernel);
+  load_kernel(exchange_max_kernel<kRanks>);
+  load_kernel(cut_bins_kernel);
+  load_kernel(cut_bucket_kernel<kRanks>);
+  load_kernel(cut_part_kernel<kRanks>);
+  load_kernel(cut_list_kernel);
+  load_kernel(cut_last_kernel<kRanks>);
+}
+
+template <int kRanks>
 void launch(const LaunchCuts& args, cudaStream_t stream) {
   const DeviceLogits& rows = args.rows;
   const auto count = static_cast<unsigned>(args.count);
@@ -409,16 +422,20 @@ void launch_cuts(const LaunchCuts& args, cudaStream_t stream) {
     fail_internal("sampling: lanes are too short for cuts");
   }
   TRIREME_CUDA(cudaMemsetAsync(args.bins, 0, cut_bins_bytes(args.count), stream));
-  if (ranks == 1) {
-    launch<1>(args, stream);
-  } else if (ranks <= 2) {
-    launch<2>(args, stream);
-  } else if (ranks <= 4) {
-    launch<4>(args, stream);
-  } else {
-    launch<8>(args, stream);
-  }
+  const auto launch_them = ranks == 1   ? launch<1>
+                           : ranks <= 2 ? launch<2>
+                           : ranks <= 4 ? launch<4>
+                                        : launch<8>;
+  launch_them(args, stream);
   TRIREME_CUDA(cudaGetLastError());
+}
+
+void load_cuts(int ranks) {
+  const auto load_them = ranks == 1   ? load_kernels<1>
+                         : ranks <= 2 ? load_kernels<2>
+                         : ranks <= 4 ? load_kernels<4>
+                                      : load_kernels<8>;
+  load_them();
 }
 
 }  // namespace trireme::cuda

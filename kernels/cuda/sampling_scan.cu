@@ -1,4 +1,5 @@
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/load_kernel.h"
 #include "kernels/cuda/sampling_tile.cuh"
 
 namespace trireme::cuda {
@@ -218,6 +219,11 @@ __global__ void __launch_bounds__(kScanThreads)
 }
 
 }  // namespace
+
+void load_logit_scan() {
+  load_kernel(scan_kernel<false>);
+  load_kernel(scan_kernel<true>);
+}
 
 void launch_logit_scan(const DeviceLogits& rows, const LogitTask* tasks, int32_t count, bool draws,
                        const LogitScanScratch& scratch, LogitAnswer* answers, cudaStream_t stream) {

@@ -187,12 +187,15 @@ int run(int argc, char** argv) {
     Runs runs(environment, layout);
     for (const std::string fixture : {"llama-plain", "qwen3-bf16"}) {
       if (brief && fixture != "llama-plain") continue;
-      const auto some = brief ? requests(8, 16, 8) : requests(32, 16, 40);
+      const auto some = brief ? requests(4, 16, 4) : requests(32, 16, 40);
       const auto base = runs.run(fixture, {"off", "auto"}, some, false);
       runs.expect_whole(base, some, fixture);
       runs.expect_same(base, runs.run(fixture, {"on", "auto"}, some, false),
                        fixture + ", look-ahead");
-      if (ranks > 1 && layout.find("tensor=1") == std::string::npos) {
+      // Briefly: not over emulated nodes, between which only the communicator makes sums.
+      const bool one_way = layout.find("tensor=1") != std::string::npos ||
+                           (brief && layout.find("pipeline=1") != std::string::npos);
+      if (ranks > 1 && !one_way) {
         const auto shot = runs.run(fixture, {"off", "one-shot"}, some, false);
         runs.expect_whole(shot, some, fixture + ", one-shot");
         runs.expect_same(shot, runs.run(fixture, {"on", "one-shot"}, some, false),
@@ -203,15 +206,15 @@ int run(int argc, char** argv) {
                           fixture + ", communicator");
       }
       std::vector<Sequence> twice;
-      const int prompts = brief ? 4 : 16;
+      const int prompts = brief ? 2 : 16;
       for (int i = 0; i < prompts; ++i) {
         twice.push_back(
-            random_sequence(static_cast<uint64_t>(i), kVocab, 70 + i * 5, 12, i >= prompts / 2));
+            random_sequence(static_cast<uint64_t>(i), kVocab, 70 + i * 5, brief ? 4 : 12, i >= prompts / 2));
       }
       for (int i = 0; i < prompts; ++i) twice.push_back(twice[static_cast<size_t>(i)]);
       runs.expect_cached(runs.run(fixture, {"off", "auto", 16}, twice, false),
                          fixture + ", prefix cache");
-      const auto many = brief ? requests(24, 90, 12) : requests(160, 90, 40);
+      const auto many = brief ? requests(24, 90, 6) : requests(160, 90, 40);
       const std::string at_once = ", " + std::to_string(many.size()) + " at once";
       runs.expect_whole(runs.run(fixture, {"auto", "auto"}, many, true), many, fixture + at_once);
       runs.expect_whole(runs.run(fixture, {"on", "auto"}, many, true), many,
