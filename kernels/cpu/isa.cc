@@ -37,6 +37,23 @@ const Ops& ops_of(CpuIsa isa) {
   return reference_ops();
 }
 
+bool fetches_ahead() {
+  const char* name = std::getenv("TRIREME_CPU_PREFETCH");
+  if (name != nullptr && *name != '\0') {
+    const std::string_view asked = name;
+    if (asked != "0" && asked != "1") {
+      fail(ErrorCode::kInvalidArgument, "TRIREME_CPU_PREFETCH: '{}' is not 0 or 1", asked);
+    }
+    return asked == "1";
+  }
+#if defined(TRIREME_SIMD)
+  __builtin_cpu_init();
+  return !(__builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f"));
+#else
+  return true;
+#endif
+}
+
 namespace {
 
 // Where vdpbf16ps does more in a second than float32 multiply-adds: on AMD's (Zen 4: twice as

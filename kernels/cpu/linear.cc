@@ -271,7 +271,7 @@ void Linear::run_panels(const LinearPart& part, const Prepared& form, int64_t to
           kernel.run({weights + k * block_bytes,
                       form.data + row * form.row_bytes + k * x_block_bytes * rows, rows,
                       std::min(k_chunk, blocks - k), k == 0,
-                      acc + (row - tiles.begin(tile0)) * kernel.panel_rows});
+                      acc + (row - tiles.begin(tile0)) * kernel.panel_rows, fetches_ahead_});
         }
       }
       const int64_t column = panel * kernel.panel_rows;

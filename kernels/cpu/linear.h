@@ -6,6 +6,7 @@
 
 #include "base/buffer.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/isa.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/weight_memory.h"
 
@@ -51,6 +52,7 @@ class Linear {
 
   ThreadPool& pool_;
   const Ops& ops_;
+  const bool fetches_ahead_ = cpu::fetches_ahead();
   Prepared forms_[kMaxParts];
   int form_of_part_[kMaxParts] = {};
   int form_count_ = 0;

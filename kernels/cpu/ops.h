@@ -38,10 +38,11 @@ struct LinearTile {
   int64_t blocks = 0;
   bool first = true;  // overwrite acc
   float* acc = nullptr;
+  bool fetches_ahead = true;  // for one row of 8-bit products (isa.h); others always do
 };
 
-// So far ahead of their use kernels fetch weights, but for int8 products of one row
-// (simd/linear_int8.h): a panel is one stream, and hardware prefetchers stop at pages.
+// So far ahead of their use kernels fetch weights: a panel is one stream, and hardware prefetchers
+// stop at pages.
 constexpr int64_t kPrefetchBytes = 4096;
 
 // A panel holds panel_rows rows of the weight, interleaved (see packing.h). A row's result is one

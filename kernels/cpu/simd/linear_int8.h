@@ -93,9 +93,7 @@ inline void prefetch(const std::byte* p) {
   _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
 }
 
-// One row waits for memory alone: hardware prefetchers follow its loads, and prefetches that wait
-// would hold up the loads behind them (Zen 4: a fifth slower). With several rows there is time.
-template <typename Format, int Rows>
+template <typename Format, int Rows, bool Ahead = true>
 void int8_tile(const LinearTile& t) {
   V::F acc[Rows];
   for (int m = 0; m < Rows; ++m) acc[m] = t.first ? V::zero() : V::load(t.acc + m * kLanes);
@@ -106,12 +104,12 @@ void int8_tile(const LinearTile& t) {
       alignas(64) std::byte block[Format::kBytes];
       static_assert(Format::kBytes % (2 * kLanes) == 0);
       for (int i = 0; i < Format::kBytes; i += 2 * kLanes) {
-        if (Rows > 1 && i % 64 == 0) prefetch(w + kPrefetchBytes + i);
+        if (Ahead && i % 64 == 0) prefetch(w + kPrefetchBytes + i);
         __builtin_memcpy(block + i, w + i, 2 * kLanes);
       }
       int8_parts<Format, Rows, 0>(Format(block), block, x, acc);
     } else {
-      for (int i = 0; Rows > 1 && i < Format::kBytes; i += 64) prefetch(w + kPrefetchBytes + i);
+      for (int i = 0; Ahead && i < Format::kBytes; i += 64) prefetch(w + kPrefetchBytes + i);
       int8_parts<Format, Rows, 0>(Format(w), w, x, acc);
     }
     w += Format::kBytes;
@@ -123,7 +121,7 @@ void int8_tile(const LinearTile& t) {
 template <typename Format, int Rows = V::kInt8Tile>
 void run_int8(const LinearTile& t) {
   if constexpr (Rows == 1) {
-    int8_tile<Format, 1>(t);
+    t.fetches_ahead ? int8_tile<Format, 1>(t) : int8_tile<Format, 1, false>(t);
   } else {
     if (t.rows == Rows) return int8_tile<Format, Rows>(t);
     run_int8<Format, Rows - 1>(t);
