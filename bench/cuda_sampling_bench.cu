@@ -1,4 +1,4 @@
-// The sampling scan alone (what look-ahead steps pay) against reading the logits once at the read
+// The sampling kernels alone (what look-ahead steps pay) against reading the logits once at the read
 // bandwidth measured in the run. One JSON object a line. Logits of more rows than fit the L2 cache
 // come from memory, as they do after the head's product; fewer are found there.
 #include <algorithm>

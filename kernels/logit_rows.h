@@ -80,8 +80,8 @@ struct LogitChoice {
 
   // Whether it needs more than one look at the row.
   bool is_cut() const {
-    return draws && (top_k > 0 || top_p < 1.0f ||
-                     draw.log_min_p > -std::numeric_limits<double>::infinity());
+    return draws &&
+           (top_k > 0 || top_p < 1.0f || draw.log_min_p > -std::numeric_limits<double>::infinity());
   }
 };
 

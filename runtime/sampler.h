@@ -9,7 +9,8 @@
 // What is kept is always a prefix of the tokens sorted by (logit descending, id ascending). Each
 // rank sends its best few; where they do not prove the prefix, four times as many are sent, up to
 // the whole vocabulary, or, for top_p alone, the threshold is searched by the masses of buckets of
-// logits. Sums are in fixed point: equal bits for every split.
+// logits; queue() has the device search so for top_k and top_p. Sums are in fixed point: equal bits
+// for every split.
 #pragma once
 
 #include <cstdint>

@@ -81,7 +81,7 @@ void Worker::State::look_after(std::chrono::steady_clock::time_point& looked) {
   world.control->check();
 }
 
-// Where one look at the logits decides all rows, the device takes it while the host goes on.
+// Where no row needs the host, the device chooses while the host goes on.
 bool Worker::State::queue_sampling(LaunchedStep& launch) {
   if (wanted.size() > static_cast<size_t>(logit_rows(config, backend))) return false;
   sample_rows.clear();

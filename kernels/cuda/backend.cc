@@ -94,8 +94,8 @@ std::optional<DeviceMemory> CudaBackend::device_memory() const {
 }
 
 // The step's inputs (step_arena), decode attention's parts, and what a sampling round of the most
-// rows needs: 256 bucket masses, twenty candidates and partial answers a row, and the bins and lists
-// of cuts.
+// rows needs: 256 bucket masses, twenty candidates and partial answers a row, and the bins and
+// lists of cuts.
 int64_t CudaBackend::workspace_bytes(const WorkspaceShape& shape) const {
   const size_t decode = decode_workspace_bytes(StepArena::kMaxItems, shape.q_heads, shape.head_dim);
   const auto rows = static_cast<size_t>(shape.vocab > 0 ? max_logit_rows() : 0);

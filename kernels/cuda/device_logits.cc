@@ -33,6 +33,7 @@ DeviceLogitRows::DeviceLogitRows(Backend& backend, int device, cudaStream_t stre
   TRIREME_CUDA(cudaSetDevice(device_));
   load_cuts(lanes_.size);
   load_logit_scan();
+  load_adjust();
   load_choose(lanes_.size);
   cut_bins_ = backend_.allocate(cut_bins_bytes(ChosenTokens::kMost));
   cut_lists_ = backend_.allocate(cut_lists_bytes(ChosenTokens::kMost));

@@ -109,7 +109,7 @@ class DeviceLogitRows final : public LogitRows, public LogitChooser {
   ChosenTokens* chosen_ = nullptr;  // [kInFlight], page-locked
   Buffer answers_;                  // of choose()
   Buffer cut_bins_, cut_lists_;
-  std::vector<Buffer> outgrown_;    // as in Staged
+  std::vector<Buffer> outgrown_;  // as in Staged
 };
 
 }  // namespace trireme::cuda

@@ -131,6 +131,7 @@ void launch_cuts(const LaunchCuts& args, cudaStream_t stream);
 void load_cuts(int ranks);
 void load_choose(int ranks);
 void load_logit_scan();
+void load_adjust();
 
 // kBucketMasses: masses and token counts [places, kMassBuckets], added to.
 void launch_bucket_masses(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,

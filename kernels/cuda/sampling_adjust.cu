@@ -1,4 +1,5 @@
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/load_kernel.h"
 #include "kernels/cuda/sampling.h"
 
 namespace trireme::cuda {
@@ -69,6 +70,8 @@ __global__ void raw_kernel(const DeviceLogits rows, const LogitTask* tasks,
 }
 
 }  // namespace
+
+void load_adjust() { load_kernel(adjust_kernel); }
 
 void launch_adjust(const DeviceLogits& rows, const AdjustRow* adjusted, int32_t count,
                    const AdjustEntry* entries, float* raw, cudaStream_t stream) {

@@ -246,7 +246,8 @@ __global__ void __launch_bounds__(kScanThreads)
     const int place = atomicAdd(&cut.listed, 1);
     const int32_t token =
         rows.vocab_begin + static_cast<int32_t>(blockIdx.x) * kTile + tile_offset(i);
-    lists[int64_t{blockIdx.y} * kCutRoom + place] = {values[i], token};
+    // More only after a peer that was not waited for.
+    if (place < kCutRoom) lists[int64_t{blockIdx.y} * kCutRoom + place] = {values[i], token};
   }
 }
 
@@ -265,7 +266,7 @@ __device__ LastKept last_of_few(const PeerLanes& lanes, const Cut& cut, const Ca
   const int i = static_cast<int>(threadIdx.x);
   if (i == 0) found = 0;
   __syncthreads();
-  const Candidate own = i < cut.listed ? list[i] : Candidate{};
+  const Candidate own = i < min(cut.listed, kCutRoom) ? list[i] : Candidate{};
   uint4 vectors[kRanks];
   exchange(lanes, make_uint4(__float_as_uint(own.logit), static_cast<uint32_t>(own.token), 0, 0),
            vectors);

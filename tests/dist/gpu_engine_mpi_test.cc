@@ -20,9 +20,9 @@ namespace {
 
 constexpr int kVocab = 259;
 
-// Half greedy or with a temperature alone, which are chosen on the device; half of every kind.
-// Prompts of up to `prompt` tokens: up to 16 are computed by kernels that are the same in every
-// start; the library's algorithms for larger steps are chosen by timing.
+// Half greedy or with a temperature alone, which one look at the logits decides; half of every
+// kind. Prompts of up to `prompt` tokens: up to 16 are computed by kernels that are the same in
+// every start; the library's algorithms for larger steps are chosen by timing.
 std::vector<Sequence> requests(int count, int prompt, int max_tokens) {
   std::vector<Sequence> sequences;
   for (int i = 0; i < count; ++i) {
@@ -208,8 +208,8 @@ int run(int argc, char** argv) {
       std::vector<Sequence> twice;
       const int prompts = brief ? 2 : 16;
       for (int i = 0; i < prompts; ++i) {
-        twice.push_back(
-            random_sequence(static_cast<uint64_t>(i), kVocab, 70 + i * 5, brief ? 4 : 12, i >= prompts / 2));
+        twice.push_back(random_sequence(static_cast<uint64_t>(i), kVocab, 70 + i * 5,
+                                        brief ? 4 : 12, i >= prompts / 2));
       }
       for (int i = 0; i < prompts; ++i) twice.push_back(twice[static_cast<size_t>(i)]);
       runs.expect_cached(runs.run(fixture, {"off", "auto", 16}, twice, false),

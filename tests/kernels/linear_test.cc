@@ -146,6 +146,30 @@ TEST_P(LinearTest, RowsAreIndependent) {
   }
 }
 
+// On CPU, whether weights are fetched ahead changes no bit.
+TEST_P(LinearTest, FetchingAheadChangesNothing) {
+  if (on_gpu()) GTEST_SKIP() << "the CPU backend's";
+  ThreadPool pool(1);
+  const char* old = std::getenv("TRIREME_CPU_PREFETCH");
+  const std::string saved = old == nullptr ? "" : old;
+  std::vector<std::unique_ptr<Backend>> ways;
+  for (const char* way : {"0", "1"}) {
+    setenv("TRIREME_CPU_PREFETCH", way, 1);
+    ways.push_back(make_cpu_backend(pool, isa()));
+  }
+  setenv("TRIREME_CPU_PREFETCH", "perhaps", 1);
+  EXPECT_THROW(make_cpu_backend(pool, CpuIsa::kReference), Error);
+  setenv("TRIREME_CPU_PREFETCH", saved.c_str(), 1);
+  for (const QuantFormat format : kQuantFormats) {
+    SCOPED_TRACE(traits(format).name);
+    const TestWeight w(*ways[0], random_, format, 77, 1536);
+    const Weight packed = ways[0]->make_weight(w.slice);
+    const auto x = activations(1536);
+    EXPECT_TRUE(
+        same_bits(multiply(*ways[0], packed, x, 0, 1), multiply(*ways[1], packed, x, 0, 1)));
+  }
+}
+
 // On CPU, bf16 weights by activations that are bf16 already lose nothing but what sums round; and
 // where the instruction set rounds activations, it does so to the nearest, and only then.
 TEST_P(LinearTest, Bf16ByBf16IsExact) {

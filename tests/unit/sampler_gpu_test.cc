@@ -178,7 +178,8 @@ std::vector<int32_t> choose_on_gpu(const std::vector<Case>& cases, int ranks, in
       const auto count = static_cast<int64_t>(cases.size());
       ASSERT_TRUE(sampler.can_queue(rows));
       std::vector<Buffer> kept;  // freeing waits for the device, on which others may be waiting
-      for (int round = 0; round < (brief() ? 1 : 5); ++round) {  // more than may be on their way at a time
+      for (int round = 0; round < (brief() ? 1 : 5);
+           ++round) {  // more than may be on their way at a time
         kept.push_back(backend.upload(logits));
         const Buffer& values = kept.back();
         const uint64_t number =
@@ -203,13 +204,12 @@ void expect_chosen_as_on_host(const std::vector<Case>& cases) {
   const auto host = sample_on_host(cases);
   for (const int ranks : {1, 2, 3, 4}) {
     if (ranks > 1 && brief()) continue;
-    const auto tokens = choose_on_gpu(cases, ranks, ranks % 2 == 0 ? 1024 : 16384);
+    const auto tokens = choose_on_gpu(cases, ranks, ranks % 2 == 0 ? 1024 : 65536);
     for (size_t i = 0; i < cases.size(); ++i) {
       const SamplingParams& params = cases[i].params;
       EXPECT_EQ(tokens[i], host[i].token)
           << "case " << i << " on " << ranks << " ranks: temperature " << params.temperature
-          << ", top_k " << params.top_k << ", top_p " << params.top_p << ", min_p "
-          << params.min_p;
+          << ", top_k " << params.top_k << ", top_p " << params.top_p << ", min_p " << params.min_p;
     }
   }
 }

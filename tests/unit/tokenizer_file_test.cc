@@ -186,6 +186,21 @@ GgufVocab gguf_of(const std::string& name, const std::string& pre) {
   return vocab;
 }
 
+// What a merge makes is one of its own parts only where the other is empty: no token is.
+TEST(TokenizerJson, MergesThatNameThemselves) {
+  constexpr auto kLoss = ErrorCode::kDataLoss;
+  for (const char* merges : {R"([["", "a"]])", R"([["a", ""]])", R"([["", ""]])", R"(["ab "])"}) {
+    json file = small_file();
+    file["model"]["merges"] = json::parse(merges);
+    expect_refused(file.dump(), kLoss, "merges[0] names ''");
+    file["model"]["vocab"][""] = 5;
+    expect_refused(file.dump(), kLoss, "merges[0] names ''");
+  }
+  json file = small_file();
+  file["model"]["merges"] = json::parse(R"(["ab ab", "a b", "a b", "ab ab"])");  // each twice
+  EXPECT_EQ(Tokenizer(spec_of_json(file.dump())).encode("ababab"), (std::vector<int32_t>{3, 2}));
+}
+
 TEST(TokenizerGguf, EqualsTokenizerJson) {
   const Tokenizer from_json = fixture_tokenizer("smollm2");
   const Tokenizer from_gguf(tokenizer_spec_from_gguf(gguf_of("smollm2", "smollm")));

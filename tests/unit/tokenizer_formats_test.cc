@@ -250,8 +250,9 @@ TEST(HostileTexts, OfOneKind) {
       std::string text;
       while (text.size() < 1 << 18) text += unit;
       const auto ids = tokenizer.encode(text + "x", false);
-      EXPECT_FALSE(ids.empty());
-      tokenizer.decode(ids, false);
+      const std::string back = tokenizer.decode(ids, false);
+      // What normalizers make of it, but whole: it ends in the last letter and is not much shorter.
+      EXPECT_TRUE(back.ends_with("x")) << name << ", of '" << unit << "'";
     }
   }
 }
