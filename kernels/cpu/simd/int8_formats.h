@@ -3,10 +3,11 @@
 // A format is made of a block of kLanes rows, kBytes in all (its constructor unpacks what the
 // block's parts share), and has `load<Part>`: the quants of the part's 32 consecutive k as w[8],
 // one unit of 4 a lane, unsigned with a zero point of 2^kZeroShift (no zero point if 0) or signed
-// (kSigned), and the rows' scales d of each run of 32 / kScales elements; kMin: plus a minimum.
-// packing.cc says in which order a block's sections lie. kCopyForOne, kCopyForMany: for one row of
-// x, or for several, the block is copied first, which is faster where units lie across cache lines
-// (one row: 1.1 to 1.3 times) or parts take long (several: 1.1 times).
+// (kSigned), at most kMost, and the rows' scales d of each run of 32 / kScales elements; kMin: plus
+// a minimum. packing.cc says in which order a block's sections lie. kCopyForOne, kCopyForMany: for
+// one row of x, or for several, the block is copied first, which is faster where units lie across
+// cache lines (one row: 1.1 to 1.3 times) or parts take long (several: 1.1 times with AVX-512; with
+// AVX2 it would take half as long again).
 #pragma once
 
 #include "kernels/cpu/ops.h"
@@ -58,6 +59,7 @@ struct FormatQ8_0 {
   static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
   static constexpr bool kMin = false;
   static constexpr bool kSigned = !V::kUnsignedDot;
+  static constexpr int kMost = 127;
   explicit FormatQ8_0(const std::byte*) {}
   template <int Part>
   void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F (&)[1]) const {
@@ -78,6 +80,7 @@ struct FormatQ4 {
   static constexpr int kZeroShift = Min ? 0 : 3;
   static constexpr bool kMin = Min;
   static constexpr bool kSigned = false;
+  static constexpr int kMost = 15;
   explicit FormatQ4(const std::byte*) {}
   template <int Part>
   void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F (&min)[1]) const {
@@ -97,6 +100,7 @@ struct FormatQ5 {
   static constexpr int kZeroShift = Min ? 0 : 4;
   static constexpr bool kMin = Min;
   static constexpr bool kSigned = false;
+  static constexpr int kMost = 31;
   explicit FormatQ5(const std::byte*) {}
   template <int Part>
   void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F (&min)[1]) const {
@@ -122,6 +126,7 @@ struct FormatIQ4_NL {
   static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
   static constexpr bool kMin = false;
   static constexpr bool kSigned = !V::kUnsignedDot;
+  static constexpr int kMost = 127;
   explicit FormatIQ4_NL(const std::byte*) {}
   template <int Part>
   void load(const std::byte* p, V::I (&w)[8], V::F (&d)[1], V::F (&)[1]) const {
@@ -138,12 +143,13 @@ struct FormatIQ4_NL {
 // two bits [16 units].
 struct FormatQ2_K {
   static constexpr int kParts = 8;
-  static constexpr bool kCopyForOne = false, kCopyForMany = true;
+  static constexpr bool kCopyForOne = false, kCopyForMany = kLanes == 16;
   static constexpr int kBytes = 84 * kLanes;
   static constexpr int kScales = 2;
   static constexpr int kZeroShift = 0;
   static constexpr bool kMin = true;
   static constexpr bool kSigned = false;
+  static constexpr int kMost = 3;
   explicit FormatQ2_K(const std::byte* p) {
     for (int i = 0; i < 4; ++i) {
       const V::I both = V::load_i(p + i * kUnit);
@@ -173,12 +179,13 @@ struct FormatQ2_K {
 // 12 bytes of scales [12][row], f16 [row], third bits [8 units], two bits [16 units].
 struct FormatQ3_K {
   static constexpr int kParts = 8;
-  static constexpr bool kCopyForOne = false, kCopyForMany = true;
+  static constexpr bool kCopyForOne = false, kCopyForMany = kLanes == 16;
   static constexpr int kBytes = 110 * kLanes;
   static constexpr int kScales = 2;
   static constexpr int kZeroShift = 2;
   static constexpr bool kMin = false;
   static constexpr bool kSigned = false;
+  static constexpr int kMost = 7;
   explicit FormatQ3_K(const std::byte* p) {
     const V::I a = V::load_i(p), b = V::load_i(p + kUnit), high = V::load_i(p + 2 * kUnit);
     V::store_i(scales, V::or_i(bits_at<0, 0>(a, kLow4), bits_at<0, 4>(high, kBits45)));
@@ -213,12 +220,13 @@ struct FormatQ3_K {
 template <bool High>
 struct FormatQ45_K {
   static constexpr int kParts = 8;
-  static constexpr bool kCopyForOne = false, kCopyForMany = true;
+  static constexpr bool kCopyForOne = false, kCopyForMany = kLanes == 16;
   static constexpr int kBytes = (High ? 176 : 144) * kLanes;
   static constexpr int kScales = 1;
   static constexpr int kZeroShift = 0;
   static constexpr bool kMin = true;
   static constexpr bool kSigned = false;
+  static constexpr int kMost = High ? 31 : 15;
   explicit FormatQ45_K(const std::byte* p) {
     const V::I a = V::load_i(p), b = V::load_i(p + kUnit), c = V::load_i(p + 2 * kUnit);
     V::store_i(scales, bits_at<0, 0>(a, kLow6));
@@ -254,12 +262,13 @@ struct FormatQ45_K {
 // units].
 struct FormatQ6_K {
   static constexpr int kParts = 8;
-  static constexpr bool kCopyForOne = kLanes == 16, kCopyForMany = true;
+  static constexpr bool kCopyForOne = kLanes == 16, kCopyForMany = kLanes == 16;
   static constexpr int kBytes = 210 * kLanes;
   static constexpr int kScales = 2;
   static constexpr int kZeroShift = 5;
   static constexpr bool kMin = false;
   static constexpr bool kSigned = false;
+  static constexpr int kMost = 63;
   explicit FormatQ6_K(const std::byte*) {}
   template <int Part>
   void load(const std::byte* p, V::I (&w)[8], V::F (&d)[2], V::F (&)[2]) const {
@@ -289,6 +298,7 @@ struct FormatI4 {
   static constexpr int kZeroShift = 0;
   static constexpr bool kMin = true;
   static constexpr bool kSigned = false;
+  static constexpr int kMost = 15;
   explicit FormatI4(const std::byte* p) {
     const std::byte* packed = p + 4 * Parts * kUnit;
     scale = V::load(reinterpret_cast<const float*>(packed));
@@ -315,6 +325,7 @@ struct FormatI8 {
   static constexpr int kZeroShift = V::kUnsignedDot ? 7 : 0;
   static constexpr bool kMin = false;
   static constexpr bool kSigned = !V::kUnsignedDot;
+  static constexpr int kMost = 127;
   explicit FormatI8(const std::byte* p)
       : scale(V::load(reinterpret_cast<const float*>(p + 8 * Parts * kUnit))) {}
   template <int Part>

@@ -12,6 +12,7 @@ struct V {
   static constexpr int kWidth = 8;
   // maddubs saturates: dot() takes u8 below 128 only, dot_signed() takes s8 x s8.
   static constexpr bool kUnsignedDot = false;
+  static constexpr bool kShortSums = true;  // has pairs(), add_short(), add_pairs()
   static constexpr int kPlainVectors = 2;
   static constexpr int kPlainTile = 6;
   static constexpr int kPairTile = 5;  // of bf16, two columns at a time: these take more registers
@@ -185,6 +186,9 @@ struct V {
   static I dot(I acc, I w, const int8_t* a) {
     return add_pairs(acc, _mm256_maddubs_epi16(w, broadcast4(a)));
   }
+  // Its halves: sums of two products, in 16 bits; add_pairs() widens them.
+  static I pairs(I w, const int8_t* a) { return _mm256_maddubs_epi16(w, broadcast4(a)); }
+  static I add_short(I a, I b) { return _mm256_add_epi16(a, b); }
   static I dot_signed(I acc, I w, const int8_t* a) {
     return add_pairs(acc,
                      _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(broadcast4(a), w)));

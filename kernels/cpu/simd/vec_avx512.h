@@ -11,6 +11,7 @@ namespace {
 struct V {
   static constexpr int kWidth = 16;
   static constexpr bool kUnsignedDot = true;  // dot() takes any u8 x s8
+  static constexpr bool kShortSums = false;
   // Register blocking: rows x vectors of accumulators.
   static constexpr int kPlainVectors = 2;  // of weight rows in a plain panel
   static constexpr int kPlainTile = 12;
