@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -27,6 +29,15 @@ inline GenerateParams request(int32_t max_tokens = 8, const std::string& text = 
   params.text = text;
   params.sampling.max_tokens = max_tokens;
   return params;
+}
+
+// Waits until no request is live: a reader hears of a request's end before it is counted out.
+inline void expect_none_live(const Frontend& frontend) {
+  const auto deadline = std::chrono::steady_clock::now() + 5s;
+  while (frontend.live_requests() > 0 && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(1ms);
+  }
+  EXPECT_EQ(frontend.live_requests(), 0);
 }
 
 struct Outcome {

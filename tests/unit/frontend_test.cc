@@ -33,7 +33,7 @@ TEST(Frontend, StreamsTextAndTokensToTheLimit) {
   EXPECT_EQ(rest.last.prompt_tokens, 5);
   EXPECT_EQ(rest.last.cached_tokens, 3);
   EXPECT_EQ(rest.last.completion_tokens, 8);
-  EXPECT_EQ(frontend.live_requests(), 0);
+  expect_none_live(frontend);
 }
 
 // However late they are read.

@@ -250,9 +250,10 @@ TEST(HostileTexts, OfOneKind) {
       std::string text;
       while (text.size() < 1 << 18) text += unit;
       const auto ids = tokenizer.encode(text + "x", false);
+      // Whatever normalizers make of it, it is whole: its last letter is the last but for spaces.
       const std::string back = tokenizer.decode(ids, false);
-      // What normalizers make of it, but whole: it ends in the last letter and is not much shorter.
-      EXPECT_TRUE(back.ends_with("x")) << name << ", of '" << unit << "'";
+      const size_t last = back.find_last_not_of(' ');
+      EXPECT_TRUE(last != std::string::npos && back[last] == 'x') << name << ", of " << unit;
     }
   }
 }
