@@ -3,11 +3,15 @@
 //
 //   kernels_bench [--threads N] [--isa avx2|avx512|avx512-bf16|reference] [--quick]
 //   [decode|prefill|attention|pool]…
+#include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <mutex>
 #include <set>
 #include <string>
 #include <thread>
@@ -102,6 +106,54 @@ class Bench {
       for (int i = 0; i < kLoops; ++i) pool_.run(body);
     });
     report("fork_join", seconds / kLoops * 1e6, "us", 2.0);
+    if (options_.threads > 1) report("fork_join_asleep", asleep(body), "us", wake());
+  }
+
+  static double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+    return values[values.size() / 2];
+  }
+
+  // run() once the threads have fallen asleep, in microseconds.
+  double asleep(const std::function<void(int)>& body) {
+    std::vector<double> times;
+    for (int i = 0; i < 200; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      times.push_back(best_seconds(1, [&] { pool_.run(body); }) * 1e6);
+    }
+    return median(std::move(times));
+  }
+
+  // The machine's own: a thread that sleeps on a condition is woken and answers.
+  static double wake() {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int asked = 0;
+    std::atomic<int> answered = 0;
+    std::thread other([&] {
+      std::unique_lock lock(mutex);
+      for (int i = 1; i <= 200; ++i) {
+        changed.wait(lock, [&] { return asked >= i; });
+        answered = i;
+      }
+    });
+    std::vector<double> times;
+    for (int i = 1; i <= 200; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      times.push_back(best_seconds(1,
+                                   [&] {
+                                     {
+                                       const std::lock_guard lock(mutex);
+                                       asked = i;
+                                     }
+                                     changed.notify_one();
+                                     while (answered < i) {
+                                     }
+                                   }) *
+                      1e6);
+    }
+    other.join();
+    return median(std::move(times));
   }
 
   Weight weight(QuantFormat format, int64_t rows, int64_t cols) {
