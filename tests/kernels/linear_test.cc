@@ -209,6 +209,26 @@ TEST_P(LinearTest, LargeBatch) {
 }
 
 // Activations that the integer path must survive: zeros, huge and tiny values, outliers, and NaN.
+// The largest integers of both sides, all of one sign, in every product: what is summed in 16 bits
+// must not run over.
+TEST_P(LinearTest, LargestProducts) {
+  Backend& b = backend(1);
+  for (const QuantFormat format : kQuantFormats) {
+    if (is_plain(format) || is_e4m3(format)) continue;
+    SCOPED_TRACE(traits(format).name);
+    const int64_t n = 19, k = 512, most = 5;
+    const TestWeight w(b, random_, format, n, k, 0, -1, true);
+    const Weight packed = b.make_weight(w.slice);
+    for (const float sign : {1.0f, -1.0f}) {
+      const std::vector<float> x(static_cast<size_t>(most * k), sign);
+      for (const int64_t m : {int64_t{1}, most}) {
+        const auto y = multiply(b, packed, x, 0, m);
+        EXPECT_LE(product_error(y, expected_product(w, x, m), w, x, m), tolerance(format, m, n));
+      }
+    }
+  }
+}
+
 TEST_P(LinearTest, ExtremeActivations) {
   Backend& b = backend(1);
   for (const QuantFormat format : kQuantFormats) {

@@ -213,14 +213,15 @@ struct TestWeight {
   std::vector<float> values;  // [rows][cols]
 
   TestWeight(const TestWeight&) = delete;
-  // values are as `b` keeps them: exactly, or rounded to its element.
+  // values are as `b` keeps them: exactly, or rounded to its element. largest: every integer has
+  // all its bits.
   TestWeight(const Backend& b, Random& random, QuantFormat format, int64_t rows, int64_t cols,
-             int64_t col_begin = 0, int64_t col_count = -1) {
+             int64_t col_begin = 0, int64_t col_count = -1, bool largest = false) {
     const int64_t stride = row_bytes(format, cols);
     bytes.resize(static_cast<size_t>(rows * stride));
     values.resize(static_cast<size_t>(rows * cols));
     for (std::byte& b : bytes) {
-      b = static_cast<std::byte>(random.engine()() & 255u);
+      b = static_cast<std::byte>(largest ? 255u : random.engine()() & 255u);
       // e4m3's NaN, which no file may hold.
       if (is_e4m3(format) && (b & std::byte{0x7f}) == std::byte{0x7f}) b ^= std::byte{1};
     }

@@ -178,8 +178,8 @@ std::vector<int32_t> choose_on_gpu(const std::vector<Case>& cases, int ranks, in
       const auto count = static_cast<int64_t>(cases.size());
       ASSERT_TRUE(sampler.can_queue(rows));
       std::vector<Buffer> kept;  // freeing waits for the device, on which others may be waiting
-      for (int round = 0; round < (brief() ? 1 : 5);
-           ++round) {  // more than may be on their way at a time
+      const int rounds = brief() ? 1 : 5;  // more than may be on their way at a time
+      for (int round = 0; round < rounds; ++round) {
         kept.push_back(backend.upload(logits));
         const Buffer& values = kept.back();
         const uint64_t number =
