@@ -42,6 +42,20 @@ struct ThreadPool::State {
   std::condition_variable wake;
   std::exception_ptr first_error;
   std::vector<std::thread> workers;
+  std::vector<cpu_set_t> places;
+  std::thread::id caller;  // that is bound to places[0]
+  cpu_set_t callers_own;   // where it could run before
+
+  // Where the kernel refuses (a cpuset that shrank), the thread runs anywhere: slower, not wrong.
+  void bind(int thread) const {
+    if (!places.empty()) sched_setaffinity(0, sizeof(cpu_set_t), &places[thread]);
+  }
+  void bind_caller() {
+    if (places.empty() || caller == std::this_thread::get_id()) return;
+    if (sched_getaffinity(0, sizeof callers_own, &callers_own) != 0) return;
+    caller = std::this_thread::get_id();
+    bind(0);
+  }
 
   void call(int thread) {
     try {
@@ -53,6 +67,7 @@ struct ThreadPool::State {
   }
 
   void work(int thread) {
+    bind(thread);
     uint64_t seen = 0;
     while (true) {
       for (int i = 0; i < kSpins && generation.load(std::memory_order_acquire) == seen; ++i) {
@@ -83,8 +98,13 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
+ThreadPool::ThreadPool(int threads, std::vector<cpu_set_t> places)
+    : state_(std::make_unique<State>()) {
   if (threads < 1) fail(ErrorCode::kInvalidArgument, "threads: {} is less than 1", threads);
+  if (!places.empty() && places.size() != static_cast<size_t>(threads)) {
+    fail(ErrorCode::kInternal, "thread pool: {} places for {} threads", places.size(), threads);
+  }
+  state_->places = std::move(places);
   for (int i = 1; i < threads; ++i) {
     state_->workers.emplace_back([state = state_.get(), i] { state->work(i); });
   }
@@ -100,6 +120,7 @@ int ThreadPool::size() const { return static_cast<int>(state_->workers.size()) +
 
 void ThreadPool::run(const std::function<void(int)>& body) {
   State& state = *state_;
+  state.bind_caller();
   if (state.workers.empty()) {
     body(0);
     return;
@@ -116,6 +137,14 @@ void ThreadPool::run(const std::function<void(int)>& body) {
       std::this_thread::yield();
   }
   if (state.first_error) std::rethrow_exception(std::exchange(state.first_error, nullptr));
+}
+
+void ThreadPool::release_caller() {
+  State& state = *state_;
+  if (state.caller == std::this_thread::get_id()) {
+    sched_setaffinity(0, sizeof state.callers_own, &state.callers_own);
+  }
+  state.caller = {};
 }
 
 Range split_range(int64_t count, int thread, int threads, int64_t grain) {

@@ -1,9 +1,12 @@
 // A fixed team of threads that splits one loop at a time: the compute threads of a rank.
 #pragma once
 
+#include <sched.h>
+
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 namespace trireme {
 
@@ -11,7 +14,9 @@ class ThreadPool {
  public:
   // `threads` >= 1, the caller's own thread included. Workers spin briefly after a task (decode
   // issues hundreds of loops per token), then sleep: an idle pool uses no CPU.
-  explicit ThreadPool(int threads);
+  // `places` (base/numa.h): the processors that each thread keeps to, the caller from its first
+  // run(); empty: any.
+  explicit ThreadPool(int threads, std::vector<cpu_set_t> places = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -22,6 +27,10 @@ class ThreadPool {
   // The calling thread is thread 0. Not reentrant; one caller at a time. An exception thrown by a
   // body is rethrown here after all have ended (the first one wins).
   void run(const std::function<void(int thread)>& body);
+
+  // The thread that called run() may run where it could before, until it calls it again: threads
+  // that it starts meanwhile are not bound. By that thread, or after it has ended.
+  void release_caller();
 
  private:
   struct State;

@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/numa.h"
 #include "kernels/cuda_module.h"
 #include "runtime/instance_dtypes.h"
 #include "runtime/instance_layout.h"
@@ -87,6 +88,7 @@ struct Instance::State {
 
   bool decide_gpu();
   void compare_instruction_sets();
+  void make_pool(int threads);
   void tell_why_not(const std::vector<uint8_t>& has, int mine) const;
   void open();
   void start_recording();
@@ -169,6 +171,20 @@ void Instance::State::compare_instruction_sets() {
             to_string(static_cast<CpuIsa>(*other)));
 }
 
+// Threads stay on memory nodes in their order, those of a rank after those of the one before it.
+// Where the launcher bound this rank, what it left is this rank's alone.
+void Instance::State::make_pool(int threads) {
+  const auto nodes = numa_nodes();
+  const bool shared = local_size > 1 && !core_limits().bound;
+  const int index = local_rank >= 0 ? local_rank : control->rank();
+  auto places = shared ? thread_places(nodes, threads, index * threads, local_size * threads)
+                       : thread_places(nodes, threads, 0, threads);
+  if (!places.empty() && control->rank() == 0) {
+    log::info("compute threads keep to the {} memory nodes in turn", nodes.size());
+  }
+  pool = std::make_unique<ThreadPool>(threads, std::move(places));
+}
+
 // Everything that can be wrong without touching a weight.
 void Instance::State::open() {
   const int rank = control->rank();
@@ -199,7 +215,7 @@ void Instance::State::open() {
     if (options.threads < 0 || options.threads > 1024) {
       fail(ErrorCode::kInvalidArgument, "threads: {} is not in [0, 1024]", options.threads);
     }
-    pool = std::make_unique<ThreadPool>(threads);
+    make_pool(threads);
     const DType element = element_of(options, *source, gpu);
     backend = gpu ? make_cuda_backend(*pool, gpu_index, element)
                   : make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
@@ -446,6 +462,7 @@ void Instance::bring_up() {
   state_->plan_memory();
   state_->load();
   state_->report();
+  state_->pool->release_caller();  // a server's threads come from it
 }
 
 Instance::~Instance() = default;
