@@ -149,15 +149,14 @@ __global__ void __launch_bounds__(kCutThreads)
   if (i < count) cuts[i].max = max;
 }
 
-// Masses and counts of every bucket (round < 0) or of the parts of the cut's bucket. Sums of up to
-// 2^40 in three counters of 14 bits: shared memory adds 32 bits at a time.
+// Masses and counts of every bucket (round < 0) or of the parts of the cut's bucket.
 __global__ void __launch_bounds__(kScanThreads)
     cut_bins_kernel(const DeviceLogits rows, const Cut* cuts, CutBin* bins, int round) {
   const Cut& cut = cuts[blockIdx.y];
   if (is_whole(cut) || cut.max == 0 || (round >= 0 && cut.round != round)) return;
   const int bucket = round < 0 ? -1 : cut.bucket;
-  __shared__ uint32_t sums[4][kMassBuckets];
-  for (auto& one : sums) one[threadIdx.x] = 0;
+  __shared__ TileBins sums;
+  sums.clear();
   float values[kPerThread];
   load_tile(rows, cut.row, blockIdx.x, values);
   __syncthreads();
@@ -165,21 +164,14 @@ __global__ void __launch_bounds__(kScanThreads)
   for (int i = 0; i < kPerThread; ++i) {
     if (values[i] == kNoLogit) continue;
     const int bin = bin_of(cut, bucket, values[i]);
-    if (bin < 0) continue;
-    atomicAdd(&sums[3][bin], 1u);
-    const auto mass = static_cast<uint64_t>(mass_in(cut, values[i]));
-    if (mass == 0) continue;
-    atomicAdd(&sums[0][bin], static_cast<uint32_t>(mass & 0x3fff));
-    atomicAdd(&sums[1][bin], static_cast<uint32_t>(mass >> 14 & 0x3fff));
-    atomicAdd(&sums[2][bin], static_cast<uint32_t>(mass >> 28));
+    if (bin >= 0) sums.add(bin, mass_in(cut, values[i]));
   }
   __syncthreads();
-  const uint32_t count = sums[3][threadIdx.x];
+  const uint32_t count = sums.counts[threadIdx.x];
   if (count == 0) return;
   CutBin& to = bins[(int64_t{blockIdx.y} * kCutLevels + 1 + round) * kMassBuckets + threadIdx.x];
   atomicAdd(&to.count, count);
-  const uint64_t mass = uint64_t{sums[0][threadIdx.x]} + (uint64_t{sums[1][threadIdx.x]} << 14) +
-                        (uint64_t{sums[2][threadIdx.x]} << 28);
+  const uint64_t mass = sums.mass(threadIdx.x);
   if (mass != 0) atomicAdd(&to.mass, static_cast<unsigned long long>(mass));
 }
 

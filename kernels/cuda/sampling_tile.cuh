@@ -37,6 +37,29 @@ __device__ inline void load_tile(const DeviceLogits& rows, int32_t row, int32_t 
   for (int i = 0; i < kPerThread; ++i) values[i] = legal_logit(values[i]);
 }
 
+// How many of a tile's logits are in each bin, and their mass, in shared memory. Sums of up to 2^40
+// a logit are three counters of 14 bits: shared memory adds 32 bits at a time.
+struct TileBins {
+  uint32_t counts[kMassBuckets];
+  uint32_t parts[3][kMassBuckets];
+
+  // By every thread, of its own bin; barriers before and after are the caller's.
+  __device__ void clear() {
+    counts[threadIdx.x] = parts[0][threadIdx.x] = parts[1][threadIdx.x] = parts[2][threadIdx.x] = 0;
+  }
+  __device__ void add(int bin, int64_t mass) {
+    atomicAdd(counts + bin, 1u);
+    if (mass == 0) return;
+    atomicAdd(parts[0] + bin, static_cast<uint32_t>(mass & 0x3fff));
+    atomicAdd(parts[1] + bin, static_cast<uint32_t>(mass >> 14 & 0x3fff));
+    atomicAdd(parts[2] + bin, static_cast<uint32_t>(mass >> 28));
+  }
+  __device__ uint64_t mass(unsigned bin) const {
+    return uint64_t{parts[0][bin]} + (uint64_t{parts[1][bin]} << 14) +
+           (uint64_t{parts[2][bin]} << 28);
+  }
+};
+
 // Monotone in the float; all differ from 0. -0 and +0 differ, as they do not as floats: add 0.0f.
 __device__ inline uint32_t ordered(float value) {
   const uint32_t bits = __float_as_uint(value + 0.0f);

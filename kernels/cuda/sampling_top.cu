@@ -172,13 +172,12 @@ __device__ int task_bucket(const LogitTask& task, float logit) {
   return bucket == task.within ? sub_bucket_of(logit, task.max, task.inverse_temperature) : -1;
 }
 
-// Sums of up to 2^40 in three counters of 14 bits: shared memory adds 32 bits at a time.
 __global__ void __launch_bounds__(kScanThreads)
     bucket_masses_kernel(const DeviceLogits rows, const LogitTask* tasks, int64_t* masses,
                          int32_t* counts) {
-  __shared__ uint32_t sums[4][kMassBuckets];
+  __shared__ TileBins sums;
   const LogitTask& task = tasks[blockIdx.y];
-  for (auto& one : sums) one[threadIdx.x] = 0;
+  sums.clear();
   float values[kPerThread];
   load_tile(rows, task.row, blockIdx.x, values);
   __syncthreads();
@@ -187,20 +186,14 @@ __global__ void __launch_bounds__(kScanThreads)
     if (values[i] == kNoLogit) continue;
     const int bucket = task_bucket(task, values[i]);
     if (bucket < 0) continue;
-    atomicAdd(&sums[3][bucket], 1u);
-    const auto mass = static_cast<uint64_t>(mass_of(values[i], task.max, task.inverse_temperature));
-    if (mass == 0) continue;
-    atomicAdd(&sums[0][bucket], static_cast<uint32_t>(mass & 0x3fff));
-    atomicAdd(&sums[1][bucket], static_cast<uint32_t>(mass >> 14 & 0x3fff));
-    atomicAdd(&sums[2][bucket], static_cast<uint32_t>(mass >> 28));
+    sums.add(bucket, mass_of(values[i], task.max, task.inverse_temperature));
   }
   __syncthreads();
-  const uint32_t count = sums[3][threadIdx.x];
+  const uint32_t count = sums.counts[threadIdx.x];
   if (count == 0) return;
   const int64_t to = int64_t{task.place} * kMassBuckets + threadIdx.x;
   atomicAdd(counts + to, static_cast<int32_t>(count));
-  const uint64_t mass = uint64_t{sums[0][threadIdx.x]} + (uint64_t{sums[1][threadIdx.x]} << 14) +
-                        (uint64_t{sums[2][threadIdx.x]} << 28);
+  const uint64_t mass = sums.mass(threadIdx.x);
   if (mass != 0) {
     atomicAdd(reinterpret_cast<unsigned long long*>(masses + to),
               static_cast<unsigned long long>(mass));

@@ -27,7 +27,7 @@ if(TRIREME_HAVE_CUDA)
 
   # Single kernels, below the backend: programs of the modules' own objects, for each element that
   # they know of.
-  foreach(test gemm decode prefill sampling gemm_f16 decode_f16 prefill_f16)
+  foreach(test gemm decode prefill sampling cuts gemm_f16 decode_f16 prefill_f16)
     set(element bf16)
     string(REPLACE "_f16" "" area ${test})
     if(NOT area STREQUAL test)
