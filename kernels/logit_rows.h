@@ -32,6 +32,8 @@ struct LogitAdjustment {
   float repetition_penalty = 1.0f;
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
+  // >= 0: the token that LogitChooser chose for this slot last is counted besides, as generated.
+  int32_t newest_slot = -1;
   std::span<const int32_t> stop;  // banned as well
 };
 

@@ -25,6 +25,7 @@ GenerateParams random_request(const LoadRequest& request, int32_t vocab, std::mt
   params.sampling.temperature = request.temperature;
   params.sampling.top_k = request.top_k;
   params.sampling.top_p = request.top_p;
+  params.sampling.frequency_penalty = request.frequency_penalty;
   params.sampling.max_tokens = request.tokens;
   params.ignore_eos = true;
   return params;

@@ -17,6 +17,7 @@ struct LoadRequest {
   float temperature = 0.0f;
   int32_t top_k = 0;
   float top_p = 1.0f;
+  float frequency_penalty = 0.0f;
 };
 
 // `requests` equal ones, greedy.

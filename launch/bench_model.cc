@@ -136,6 +136,7 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
     request.temperature = options.temperature;
     request.top_k = options.top_k;
     request.top_p = options.top_p;
+    request.frequency_penalty = options.frequency_penalty;
   }
   std::vector<double> rates;
   IdleShare idle(session.instance(), options);

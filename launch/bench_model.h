@@ -16,6 +16,7 @@ struct BenchModelOptions {
   float temperature = 0.0f;  // decode: how tokens are chosen
   int32_t top_k = 0;
   float top_p = 1.0f;
+  float frequency_penalty = 0.0f;
   bool idle_share = false;  // decode: stamp the GPU's steps
 };
 

@@ -139,6 +139,8 @@ void add_bench(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   command->add_option("--top-p", decode->model.top_p, "Probability to choose from")
       ->capture_default_str();
+  command->add_option("--frequency-penalty", decode->model.frequency_penalty, "Of generated tokens")
+      ->capture_default_str();
   auto prefill = std::make_shared<BenchOptions>();
   prefill->model.prompt = 512;
   add_model_bench(*bench, "prefill", "Prompt tokens/s beside the cores' arithmetic", bench_prefill,

@@ -153,10 +153,11 @@ void Sampler::State::adjust() {
       one.repetition_penalty = params.repetition_penalty;
       one.presence_penalty = params.presence_penalty;
       one.frequency_penalty = params.frequency_penalty;
+      one.newest_slot = work.row->newest_slot;
     }
     if (work.row->position < params.min_tokens) one.stop = params.stop_ids;
     if (one.allowed.empty() && one.banned.empty() && one.bias.empty() && one.counts.empty() &&
-        one.stop.empty()) {
+        one.newest_slot < 0 && one.stop.empty()) {
       continue;
     }
     adjustments.push_back(one);

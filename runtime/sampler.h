@@ -33,6 +33,8 @@ struct SampleRow {
   // Null: nothing is sampled, only `target` is scored.
   const SamplingParams* params = nullptr;
   const TokenCounts* counts = nullptr;  // of this rank's part; may be null without penalties
+  // queue() alone: >= 0 where `counts` lacks the token before, which this slot's choice made.
+  int32_t newest_slot = -1;
   uint32_t output_index = 0;
   int32_t position = 0;  // index of the generated token: 0 for the first
   uint32_t draw = 0;     // several draws for one token (speculation) differ in this
@@ -62,7 +64,7 @@ class Sampler {
   void sample(MatrixView logits, std::span<const SampleRow> rows, std::vector<Sampled>& out);
 
   // Whether queue() takes these rows: the logits are on a device, and tokens are all that is wanted
-  // and needed (no log-probabilities, no penalties by earlier tokens). The same on all ranks.
+  // (no log-probabilities). The same on all ranks.
   bool can_queue(std::span<const SampleRow> rows) const;
   size_t most_queued() const;  // rows that queue() takes at most; 0: none
   // As sample(), but only queued: row i's token becomes the newest of slots[i] for the next step on

@@ -12,7 +12,7 @@ size_t Sampler::most_queued() const {
 bool Sampler::can_queue(std::span<const SampleRow> rows) const {
   if (rows.empty() || rows.size() > most_queued()) return false;
   return std::all_of(rows.begin(), rows.end(), [](const SampleRow& row) {
-    return row.params != nullptr && row.params->logprobs < 0 && !row.params->needs_counts();
+    return row.params != nullptr && row.params->logprobs < 0;
   });
 }
 

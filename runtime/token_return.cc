@@ -4,18 +4,13 @@
 #include <utility>
 
 #include "base/error.h"
-#include "runtime/sampler_work.h"
 #include "runtime/worker_messages.h"
 
 namespace trireme {
 
 TokenReturn::TokenReturn(World& world, Backend& backend, WorkerSlots& slots,
                          const Settings& settings)
-    : world_(world),
-      backend_(backend),
-      slots_(slots),
-      shares_(settings.shares),
-      vocab_(settings.vocab) {
+    : world_(world), backend_(backend), slots_(slots), shares_(settings.shares) {
   if (!settings.look_ahead || world.layout.pipeline() == 1) return;
   awaits_ = world.first_stage();
   tells_ = world.last_stage();
@@ -46,10 +41,7 @@ bool TokenReturn::on_device(const StepPlan& plan) const {
   for (const PlanRow& row : plan.rows) {
     if (row.prompt_logprobs) return false;
     if (!row.sample) continue;
-    const SamplingParams& params = slots_[row.slot].sampling;
-    const SamplerPath path = path_of(&params, vocab_);
-    const bool one_look = path == SamplerPath::kGreedy || path == SamplerPath::kWhole;
-    if (!one_look || params.logprobs >= 0 || params.needs_counts()) return false;
+    if (slots_[row.slot].sampling.logprobs >= 0) return false;
     ++rows;
   }
   return rows > 0 && rows <= most_on_device_;

@@ -22,7 +22,6 @@ class TokenReturn {
     bool look_ahead = false;
     int32_t slots = 0;
     int32_t shares = 1;         // a plan names what was sampled so many steps before it, or earlier
-    int64_t vocab = 0;          // of the model
     size_t most_on_device = 0;  // rows of a step that the last stage chooses on its device; 0: none
   };
   // Collective over the world. Does nothing without look_ahead or with one stage. References must
@@ -37,7 +36,6 @@ class TokenReturn {
   // a row of slot `id` names the token of `position`: on return WorkerSlots has it, or the ops that
   // are queued from now on find it on the device (then the slot's token is still pending).
   // expect(): what this plan's rows will sample.
-  bool awaits() const { return awaits_; }
   void begin(uint64_t step);
   void need(SlotId id, int32_t position);
   void expect(const StepPlan& plan);
@@ -64,7 +62,6 @@ class TokenReturn {
   Backend& backend_;
   WorkerSlots& slots_;
   const int32_t shares_;
-  const int64_t vocab_;
   bool awaits_ = false;
   bool tells_ = false;
   size_t most_on_device_ = 0;

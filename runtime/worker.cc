@@ -54,7 +54,6 @@ Worker::State::State(const ModelConfig& model_config, World& of_world, Backend& 
   settings.look_ahead = config.look_ahead;
   settings.slots = config.slots;
   settings.shares = config.shares;
-  settings.vocab = model.vocab;
   if (sampler != nullptr) {
     settings.most_on_device =
         std::min(sampler->most_queued(), static_cast<size_t>(logit_rows(config, backend)));

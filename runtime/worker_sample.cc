@@ -81,12 +81,27 @@ void Worker::State::look_after(std::chrono::steady_clock::time_point& looked) {
   world.control->check();
 }
 
+// What the device counts itself is a sequence's newest token: those before it must be known here.
+void Worker::State::count_for_penalties() {
+  const auto penalized = [](const Wanted& one) {
+    return one.row.params != nullptr && one.row.params->needs_counts();
+  };
+  if (std::none_of(wanted.begin(), wanted.end(), penalized)) return;
+  for (size_t i = 0; i + 1 < launched.size(); ++i) collect(launched[i]);
+}
+
 // Where no row needs the host, the device chooses while the host goes on.
 bool Worker::State::queue_sampling(LaunchedStep& launch) {
   if (wanted.size() > static_cast<size_t>(logit_rows(config, backend))) return false;
   sample_rows.clear();
   for (const Wanted& one : wanted) sample_rows.push_back(one.row);
   if (!sampler->can_queue(sample_rows)) return false;
+  count_for_penalties();
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const SlotId slot = launch.result.rows[wanted[i].result].slot;
+    const int32_t before = wanted[i].row.position + slots[slot].prompt_tokens - 1;
+    if (slots[slot].pending == before) sample_rows[i].newest_slot = slot;
+  }
   sample_slots.clear();
   launch.rows.clear();
   for (const Wanted& one : wanted) {
@@ -112,7 +127,7 @@ void Worker::State::take_tokens(const StepPlan& plan, LaunchedStep& launch) {
     tokens_back->tell_chosen();
   }
   if (queued) return;
-  for (LaunchedStep& earlier : launched) collect(earlier);  // penalties count them
+  for (LaunchedStep& earlier : launched) collect(earlier);  // penalties count their tokens
   sample(launch.result);
   if (config.look_ahead) remember(plan, launch.result);
 }

@@ -60,6 +60,7 @@ struct Worker::State {
   void want_logits(const StepPlan& plan, StepResult& result);
   void want_prompt(const StepPlan& plan, const PlanRow& row, size_t result);
   void want_sample(const PlanRow& row, size_t result);
+  void count_for_penalties();
   bool queue_sampling(LaunchedStep& step);
   void take_tokens(const StepPlan& plan, LaunchedStep& launch);
   void sample(StepResult& result);

@@ -80,6 +80,7 @@ int32_t DeviceLogitRows::add_entries(const LogitAdjustment& from, AdjustRow& row
   row.repetition_penalty = from.repetition_penalty;
   row.presence_penalty = from.presence_penalty;
   row.frequency_penalty = from.frequency_penalty;
+  row.newest_slot = from.newest_slot;
   row.allowed = count;
   for (const int32_t token : from.allowed) add(token, 0.0f, 0);
   row.banned = count;
@@ -130,7 +131,7 @@ void DeviceLogitRows::adjust(std::span<const LogitAdjustment> adjustments) {
                                entries_at + static_cast<size_t>(count) * sizeof(AdjustEntry),
                                cudaMemcpyHostToDevice, stream_));
   launch_adjust(logits_, reinterpret_cast<const AdjustRow*>(staged.device()),
-                static_cast<int32_t>(adjustments.size()), entries_,
+                static_cast<int32_t>(adjustments.size()), entries_, newest_,
                 reinterpret_cast<float*>(raw_.data()), stream_);
 }
 

@@ -164,11 +164,13 @@ struct AdjustRow {
   float repetition_penalty = 1.0f;
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
+  int32_t newest_slot = -1;  // >= 0: newest[newest_slot], a global id, is counted once more
 };
 
-// raw[entry]: the logit before.
+// raw[entry]: the logit before; not of a newest token that has no entry.
 void launch_adjust(const DeviceLogits& rows, const AdjustRow* adjusted, int32_t count,
-                   const AdjustEntry* entries, float* raw, cudaStream_t stream);
+                   const AdjustEntry* entries, const int32_t* newest, float* raw,
+                   cudaStream_t stream);
 
 // kRaw: answers[i].logit.
 void launch_raw(const DeviceLogits& rows, const LogitTask* tasks, int32_t count,

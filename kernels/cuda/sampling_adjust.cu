@@ -7,13 +7,24 @@ namespace {
 
 constexpr int kThreads = 512;
 
+__device__ float penalized(float logit, const AdjustRow& one, int32_t generated) {
+  logit = logit > 0.0f ? logit / one.repetition_penalty : logit * one.repetition_penalty;
+  if (generated != 0) {
+    logit -= one.presence_penalty;
+    logit -= one.frequency_penalty * static_cast<float>(generated);
+  }
+  return logit;
+}
+
 // One block a row. Legal logits are kept, and stored; then one kind of adjustment after the other.
 __global__ void __launch_bounds__(kThreads)
     adjust_kernel(const DeviceLogits rows, const AdjustRow* adjusted, const AdjustEntry* entries,
-                  float* raw) {
+                  const int32_t* newest, float* raw) {
+  __shared__ bool newest_has_entry;
   const AdjustRow one = adjusted[blockIdx.x];
   float* row = rows.logits + one.row * rows.stride;
   const int thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) newest_has_entry = false;
   for (int e = one.allowed + thread; e < one.end; e += kThreads) {
     raw[e] = legal_logit(row[entries[e].index]);
   }
@@ -37,15 +48,19 @@ __global__ void __launch_bounds__(kThreads)
     row[index] = logit;
   }
   __syncthreads();
+  // Of another rank's part, or of no slot: no entry has it.
+  const int32_t latest =
+      one.newest_slot < 0 ? -1 : newest[one.newest_slot] - rows.vocab_begin;
   for (int e = one.counts + thread; e < one.stop; e += kThreads) {
     const AdjustEntry entry = entries[e];
-    float logit = row[entry.index];
-    logit = logit > 0.0f ? logit / one.repetition_penalty : logit * one.repetition_penalty;
-    if (entry.generated != 0) {
-      logit -= one.presence_penalty;
-      logit -= one.frequency_penalty * static_cast<float>(entry.generated);
-    }
-    row[entry.index] = logit;
+    const bool is_latest = entry.index == latest;
+    if (is_latest) newest_has_entry = true;
+    row[entry.index] =
+        penalized(row[entry.index], one, entry.generated + (is_latest ? 1 : 0));
+  }
+  __syncthreads();
+  if (thread == 0 && latest >= 0 && latest < rows.vocab && !newest_has_entry) {
+    row[latest] = penalized(legal_logit(row[latest]), one, 1);
   }
   __syncthreads();
   for (int e = one.stop + thread; e < one.end; e += kThreads) row[entries[e].index] = kNoLogit;
@@ -74,10 +89,11 @@ __global__ void raw_kernel(const DeviceLogits rows, const LogitTask* tasks,
 void load_adjust() { load_kernel(adjust_kernel); }
 
 void launch_adjust(const DeviceLogits& rows, const AdjustRow* adjusted, int32_t count,
-                   const AdjustEntry* entries, float* raw, cudaStream_t stream) {
+                   const AdjustEntry* entries, const int32_t* newest, float* raw,
+                   cudaStream_t stream) {
   if (count == 0) return;
   adjust_kernel<<<static_cast<unsigned>(count), kThreads, 0, stream>>>(rows, adjusted, entries,
-                                                                       raw);
+                                                                       newest, raw);
   TRIREME_CUDA(cudaGetLastError());
 }
 

@@ -148,6 +148,47 @@ TEST(SamplerGpu, ManyDraws) {
   }
 }
 
+// What one rank chooses from. Where tokens have been generated, the last of them is the newest of
+// the row's slot on the device, and what penalties count on the host lacks it.
+struct Choosing {
+  std::vector<float> logits;
+  std::vector<SampleRow> rows;
+  std::vector<int32_t> slots;
+  std::vector<TokenCounts> counts;
+  SamplingParams greedy;
+  std::vector<float> newest_logits;  // the best is the token that shall be the newest
+  std::vector<SampleRow> newest_rows;
+
+  Choosing(const std::vector<Case>& cases, const Part& part) : counts(cases.size()) {
+    greedy.temperature = 0.0f;
+    for (size_t i = 0; i < cases.size(); ++i) {
+      const Case& one = cases[i];
+      logits.insert(logits.end(), one.logits.begin() + part.begin, one.logits.begin() + part.end());
+      slots.push_back(static_cast<int32_t>(i * 2 + 1));
+      SampleRow row;
+      row.params = &one.params;
+      row.counts = &counts[i];
+      row.output_index = one.output_index;
+      row.position = static_cast<int32_t>(one.generated.size());
+      for (const int32_t token : one.prompt) counts[i].add(token, false);
+      SampleRow& newest = newest_rows.emplace_back();
+      newest.params = &greedy;
+      newest_logits.resize(logits.size(), 0.0f);
+      if (!one.generated.empty()) {
+        row.newest_slot = slots.back();
+        for (size_t t = 0; t + 1 < one.generated.size(); ++t) {
+          counts[i].add(one.generated[t], true);
+        }
+        const int64_t index = one.generated.back() - part.begin;
+        if (index >= 0 && index < part.count) {
+          newest_logits[static_cast<size_t>(static_cast<int64_t>(i) * part.count + index)] = 1.0f;
+        }
+      }
+      rows.push_back(row);
+    }
+  }
+};
+
 // Tokens chosen on the device, by ranks that exchange what they found through each other's memory.
 // `width` of activations decides how many of them they exchange at a time.
 std::vector<int32_t> choose_on_gpu(const std::vector<Case>& cases, int ranks, int64_t width) {
@@ -162,30 +203,31 @@ std::vector<int32_t> choose_on_gpu(const std::vector<Case>& cases, int ranks, in
       const Part part = parts[rank];
       Backend& backend = world.backend(rank);
       Sampler sampler(*group[rank], part, vocab, backend.make_logit_rows(256));
-      std::vector<float> logits;
-      std::vector<SampleRow> rows;
-      std::vector<int32_t> slots;
-      for (const Case& one : cases) {
-        logits.insert(logits.end(), one.logits.begin() + part.begin,
-                      one.logits.begin() + part.end());
-        SampleRow row;
-        row.params = &one.params;
-        row.output_index = one.output_index;
-        row.position = static_cast<int32_t>(one.generated.size());
-        rows.push_back(row);
-        slots.push_back(static_cast<int32_t>(slots.size() * 2 + 1));
-      }
+      const Choosing choosing(cases, part);
       const auto count = static_cast<int64_t>(cases.size());
-      ASSERT_TRUE(sampler.can_queue(rows));
+      ASSERT_TRUE(sampler.can_queue(choosing.rows));
       std::vector<Buffer> kept;  // freeing waits for the device, on which others may be waiting
       const int rounds = brief() ? 1 : 5;  // more than may be on their way at a time
       for (int round = 0; round < rounds; ++round) {
-        kept.push_back(backend.upload(logits));
-        const Buffer& values = kept.back();
-        const uint64_t number =
-            sampler.queue(matrix_f32(values.as<float>(), count, part.count), rows, slots);
+        // Both before anything waits for peers: a copy that waits for this rank's kernels keeps the
+        // other ranks of this process from queueing theirs.
+        for (const auto* logits : {&choosing.newest_logits, &choosing.logits}) {
+          kept.push_back(backend.upload(*logits));
+        }
+        const auto queue = [&](const Buffer& logits, std::span<const SampleRow> rows) {
+          return sampler.queue(matrix_f32(logits.as<float>(), count, part.count), rows,
+                               choosing.slots);
+        };
+        const uint64_t newest = queue(kept[kept.size() - 2], choosing.newest_rows);
+        const uint64_t number = queue(kept.back(), choosing.rows);
         while (!sampler.done(number)) std::this_thread::yield();
         std::vector<int32_t> tokens;
+        sampler.take(newest, tokens);
+        for (size_t i = 0; i < cases.size(); ++i) {
+          if (!cases[i].generated.empty()) {
+            EXPECT_EQ(tokens[i], cases[i].generated.back());
+          }
+        }
         sampler.take(number, tokens);
         if (round > 0) {
           EXPECT_EQ(tokens, results[rank]);
@@ -219,8 +261,6 @@ Case choosable_case(uint64_t seed, int vocab) {
   Case one = random_case(seed, vocab);
   one.score = false;
   one.params.logprobs = -1;
-  one.params.repetition_penalty = 1.0f;
-  one.params.presence_penalty = one.params.frequency_penalty = 0.0f;
   return one;
 }
 
@@ -265,7 +305,90 @@ TEST(SamplerGpu, CutOnTheDevice) {
   }
 }
 
-// What needs the host: numbers beside the token, or the tokens before it.
+// A rank whose peers never come, once it is told not to wait for them: it ends, and writes nothing
+// beyond its lists (which memcheck would see), whatever lies where the peers' words should.
+TEST(SamplerGpu, EndsWithoutPeers) {
+  constexpr int kVocab = 20011;
+  GpuRanks world(3, 1024);
+  world.end_waiting();
+  auto group = make_thread_communicators(3, "tp");
+  const Part part = uneven_parts(kVocab, 3)[0];
+  Backend& backend = world.backend(0);
+  std::vector<std::unique_ptr<Sampler>> samplers(group.size());
+  std::vector<std::thread> threads;  // they tell each other of their parts
+  for (size_t rank = 0; rank < group.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      const Part own = uneven_parts(kVocab, 3)[rank];
+      auto rows = world.backend(rank).make_logit_rows(256);
+      samplers[rank] = std::make_unique<Sampler>(*group[rank], own, kVocab, std::move(rows));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  Sampler& sampler = *samplers[0];
+  std::vector<Case> cases;
+  std::vector<float> logits;
+  std::vector<int32_t> slots;
+  uint64_t seed = fresh_seed() + 5000000;
+  for (const float spread : {0.0f, 1e-4f, 3.0f, 100.0f}) {
+    for (const int32_t top_k : {0, 40, 5000}) {
+      Case one;
+      one.logits = reference::random_logits(++seed, part.count, spread);
+      one.params.top_k = top_k;
+      one.params.top_p = 0.9f;
+      one.params.seed = seed;
+      logits.insert(logits.end(), one.logits.begin(), one.logits.end());
+      slots.push_back(static_cast<int32_t>(slots.size()));
+      cases.push_back(std::move(one));
+    }
+  }
+  std::vector<SampleRow> rows(cases.size());
+  for (size_t i = 0; i < cases.size(); ++i) rows[i].params = &cases[i].params;
+  const Buffer values = backend.upload(logits);
+  const auto count = static_cast<int64_t>(cases.size());
+  for (int round = 0; round < 5; ++round) {
+    const uint64_t number =
+        sampler.queue(matrix_f32(values.as<float>(), count, part.count), rows, slots);
+    while (!sampler.done(number)) std::this_thread::yield();
+    std::vector<int32_t> tokens;
+    sampler.take(number, tokens);
+    EXPECT_EQ(tokens.size(), cases.size());
+    backend.synchronize();  // an error of the device is thrown here
+  }
+}
+
+// Penalties that decide: the newest token on the device, which has been seen before or never, is
+// the best one but for its penalty.
+TEST(SamplerGpu, PenaltiesOfTheNewestToken) {
+  constexpr int kVocab = 4097;
+  uint64_t seed = fresh_seed() + 6000000;
+  std::mt19937_64 random(seed);
+  std::vector<Case> cases;
+  int decided = 0;
+  for (int i = 0; i < 48; ++i) {
+    Case one;
+    one.logits = reference::random_logits(++seed, kVocab, 1.0f);
+    const auto best = static_cast<int32_t>(std::max_element(one.logits.begin(), one.logits.end()) -
+                                           one.logits.begin());
+    one.params.temperature = i % 2 == 0 ? 0.0f : 0.2f;
+    one.params.seed = seed;
+    if (i % 3 == 0) one.params.repetition_penalty = 1.5f;
+    if (i % 3 == 1) one.params.frequency_penalty = 0.9f;
+    if (i % 3 == 2) one.params.presence_penalty = 2.0f;
+    for (int t = 0; t < 10; ++t) one.prompt.push_back(static_cast<int32_t>(random() % kVocab));
+    if (i % 4 == 0) one.prompt.push_back(best);
+    for (int t = 0; t < 5; ++t) one.generated.push_back(static_cast<int32_t>(random() % kVocab));
+    if (i % 5 == 0) one.generated.push_back(best);
+    one.generated.push_back(best);
+    Case without = one;
+    without.generated.pop_back();
+    if (without.params.greedy() && expected_token(without) != expected_token(one)) ++decided;
+    cases.push_back(std::move(one));
+  }
+  EXPECT_GT(decided, 8);
+  expect_chosen_as_on_host(cases);
+}
+
+// What needs the host: numbers beside the token.
 TEST(SamplerGpu, WhatIsNotQueued) {
   auto single = make_single_communicator();
   ThreadPool pool(1);
@@ -282,8 +405,7 @@ TEST(SamplerGpu, WhatIsNotQueued) {
   EXPECT_FALSE(queued());
   params.logprobs = -1;
   params.presence_penalty = 0.5f;
-  EXPECT_FALSE(queued());
-  params.presence_penalty = 0;
+  EXPECT_TRUE(queued());
   params.temperature = 1;
   params.top_p = 0.9f;
   params.top_k = 40;
