@@ -83,23 +83,28 @@ struct Worst {
   int compared = 0;
 };
 
+enum class Models {
+  kDense,
+  kExperts,
+  kTwo,  // on the layouts whose stages have several ranks
+};
+
 class GpuModel : public testing::TestWithParam<DType> {
  protected:
-  // Calls body(model, entry, expected) for every fixture on every layout; `only_sums`: for two
-  // fixtures on the layouts whose stages have several ranks. Where a router's scores
-  // are close, rounding to the element chooses another expert, and rows differ by as much as
-  // experts do: no bound here holds for those models, whose op experts_test compares.
+  // Calls body(model, entry, expected) for the fixtures on every layout.
   template <typename Body>
-  void for_each(int sequences, const Body& body, bool only_sums = false) {
+  void for_each(int sequences, const Body& body, Models models = Models::kDense) {
     for (const NamedLayout& layout : layouts(world->size())) {
-      if (only_sums && layout.spec.stages[0].tensor == 1) continue;
+      if (models == Models::kTwo && layout.spec.stages[0].tensor == 1) continue;
       RunOptions options = gpu_options(layout.spec, GetParam());
       options.sequences = sequences;
       RankLinks links(*world, layout.spec, options.gpu);
       for (const FixtureEntry& entry : fixture_models(TRIREME_FIXTURES)) {
-        if (entry.experts > 0) continue;
+        if ((entry.experts > 0) != (models == Models::kExperts)) continue;
         if (entry.layers < static_cast<int64_t>(layout.spec.stages.size())) continue;
-        if (only_sums && entry.name != "llama-plain" && entry.name != "qwen3-bf16") continue;
+        if (models == Models::kTwo && entry.name != "llama-plain" && entry.name != "qwen3-bf16") {
+          continue;
+        }
         SCOPED_TRACE(entry.name + " " + layout.name);
         const auto source = open_model(entry.path);
         const ParallelLayout cut = make_layout(layout.spec, model_shape(*source, 8), world->size());
@@ -110,21 +115,26 @@ class GpuModel : public testing::TestWithParam<DType> {
   }
 };
 
+// Every prompt of a fixture and its greedy continuation in one step.
+const Logits& run_prompts(ModelRank& model, const Expected& expected) {
+  std::vector<std::vector<int32_t>> tokens;
+  std::vector<Chunk> chunks;
+  for (const ExpectedPrompt& prompt : expected.prompts) {
+    tokens.push_back(prompt.ids);
+    tokens.back().insert(tokens.back().end(), prompt.greedy.begin(), prompt.greedy.end() - 1);
+  }
+  for (size_t p = 0; p < tokens.size(); ++p) {
+    const size_t rows = expected.prompts[p].greedy.size();
+    chunks.push_back({static_cast<int>(p), tokens[p], static_cast<int>(rows)});
+  }
+  return model.step(chunks);
+}
+
 TEST_P(GpuModel, LogitsAndGreedyTokens) {
   Worst worst;
   for_each(16, [&](ModelRank& model, const FixtureEntry&, const Expected& expected) {
-    std::vector<std::vector<int32_t>> tokens;
-    std::vector<Chunk> chunks;
-    for (const ExpectedPrompt& prompt : expected.prompts) {
-      tokens.push_back(prompt.ids);
-      tokens.back().insert(tokens.back().end(), prompt.greedy.begin(), prompt.greedy.end() - 1);
-    }
-    ASSERT_LE(tokens.size(), 16u);
-    for (size_t p = 0; p < tokens.size(); ++p) {
-      const size_t rows = expected.prompts[p].greedy.size();
-      chunks.push_back({static_cast<int>(p), tokens[p], static_cast<int>(rows)});
-    }
-    const Logits& logits = model.step(chunks);
+    ASSERT_LE(expected.prompts.size(), 16u);
+    const Logits& logits = run_prompts(model, expected);
     size_t row = 0;
     for (const ExpectedPrompt& prompt : expected.prompts) {
       const double error = relative_l2(logits.row(row), prompt.last_logits);
@@ -142,6 +152,40 @@ TEST_P(GpuModel, LogitsAndGreedyTokens) {
     std::printf("  worst relative L2 %.2e; of %d greedy tokens the largest lead lost was %.3f\n",
                 worst.logits, worst.compared, static_cast<double>(worst.lost_margin));
   }
+}
+
+// Where a router's scores are close, rounding to the element chooses another expert, and rows
+// differ by as much as experts do: the bounds hold for most prompts and tokens, not for all.
+TEST_P(GpuModel, MostLogitsAndGreedyTokensOfExperts) {
+  int models = 0;
+  for_each(
+      16,
+      [&](ModelRank& model, const FixtureEntry& entry, const Expected& expected) {
+        ++models;
+        const Logits& logits = run_prompts(model, expected);
+        std::vector<double> errors;
+        int tokens = 0, lost = 0;
+        size_t row = 0;
+        for (const ExpectedPrompt& prompt : expected.prompts) {
+          errors.push_back(relative_l2(logits.row(row), prompt.last_logits));
+          for (size_t i = 0; i < prompt.greedy.size(); ++i, ++row) {
+            const bool leads = prompt.margins[i] >= kMarginTolerance / finer(GetParam());
+            tokens += leads ? 1 : 0;
+            lost += leads && argmax(logits.row(row)) != prompt.greedy[i] ? 1 : 0;
+          }
+        }
+        std::sort(errors.begin(), errors.end());
+        const double median = errors[errors.size() / 2];
+        EXPECT_LT(median, kLogitTolerance / finer(GetParam()) * conditioning(expected));
+        EXPECT_GT(tokens, 0);
+        EXPECT_LE(lost * 10, tokens) << "of " << tokens << " tokens with a clear lead";
+        if (world->rank() == 0) {
+          std::printf("  %s: relative L2 median %.2e, worst %.2e; lost %d of %d clear tokens\n",
+                      entry.name.c_str(), median, errors.back(), lost, tokens);
+        }
+      },
+      Models::kExperts);
+  EXPECT_GT(models, 0);
 }
 
 // Token by token (recorded graphs), in chunks of odd sizes, and whole.
@@ -271,7 +315,7 @@ TEST_P(GpuModel, SumsUnderStallsAreTheSame) {
           Stalls stalls(environment->local_rank(), world->rank());
           for (int again = 0; again < 4; ++again) EXPECT_EQ(run(&stalls), alone);
         },
-        true);
+        Models::kTwo);
   }
   unsetenv("TRIREME_ALL_REDUCE");
   if (world->rank() == 0) std::printf("  stalls: %zu steps\n", steps);
@@ -323,7 +367,7 @@ int run(int argc, char** argv) {
   log::init("warn", "rank " + std::to_string(mpi.rank()));
   testing::InitGoogleTest(&argc, argv);
   if (std::getenv("TRIREME_TEST_BRIEF") != nullptr) {
-    GTEST_FLAG_SET(filter, "*LogitsAndGreedyTokens/bf16");
+    GTEST_FLAG_SET(filter, "*LogitsAndGreedyTokens*/bf16");
   }
   if (!every_rank_has_a_gpu(mpi)) return 77;
   const auto control = mpi.make_control();

@@ -14,6 +14,13 @@ inline bool rounds_to_bf16(const FixtureEntry& entry, CpuIsa isa) {
   return bf16 && isa == CpuIsa::kAvx512Bf16;
 }
 
+// Whether what is rounded decides between experts here and there: where a router's scores are
+// close, another expert is chosen, and a row then differs by as much as experts do. The bounds hold
+// for most rows of such a fixture, not for all.
+inline bool rounds_before_router(const FixtureEntry& entry, CpuIsa isa) {
+  return entry.experts > 0 && !entry.quantized() && rounds_to_bf16(entry, isa);
+}
+
 // Relative L2 distance of a row of logits. Float weights (f16 and bf16 are exact in float32) leave
 // only the order of sums. Quantized weights are multiplied with activations of limited precision,
 // and a router turns what they differ by into weights of its experts. An activation that is rounded
