@@ -1,4 +1,4 @@
-foreach(name config decoder_replay gguf inspect packed_matrix prefill_parts safetensors)
+foreach(name config decoder_replay gguf inspect packed_matrix prefill_parts safetensors tensor_sums)
   trireme_test(${name}_test SOURCES ${name}_test.cc DEPENDS trireme_model)
 endforeach()
 trireme_test(parity_test SOURCES parity_test.cc DEPENDS trireme_test_model TIMEOUT 240
