@@ -90,6 +90,7 @@ def wait_gone(processes, limit=10):
 
 class Faults(unittest.TestCase):
     def run_case(self, name):
+        memory = gpu_memory()
         fault, rank, layout, link, notice, words = CASES[name]
         program = [PROGRAM, fault, str(rank), layout, link, DEVICE]
         line = ["-n", str(RANKS), *program]
@@ -121,6 +122,7 @@ class Faults(unittest.TestCase):
         self.assertEqual([entry for entry in os.listdir("/dev/shm")
                           if any(one in entry for one in names)], [], text)
         self.assertLess(took, notice + DOWN_LIMIT, text)
+        self.assertEqual(wait_freed(memory), [], text)
         return took, told[0]
 
 
@@ -136,6 +138,25 @@ def add_test(name):
 for case in CASES:
     if not CHOSEN or case in CHOSEN.split(","):
         add_test(case)
+
+def gpu_memory():
+    """MiB in use on each GPU; nothing without --device cuda."""
+    if DEVICE != "cuda":
+        return []
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return [int(line) for line in subprocess.check_output(query, text=True).split()]
+
+
+def wait_freed(before, limit=10.0):
+    """GPUs on which more is in use than before, after a while: (number, MiB before, MiB now)."""
+    until = time.monotonic() + limit
+    while True:
+        now = gpu_memory()
+        left = [(i, was, used) for i, (was, used) in enumerate(zip(before, now)) if used > was + 16]
+        if not left or time.monotonic() > until:
+            return left
+        time.sleep(0.1)
+
 
 def gpus():
     if not shutil.which("nvidia-smi"):

@@ -18,14 +18,17 @@ def gpus():
 
 class GpuNodes(Nodes):
     flags = ["--device", "cuda"]
+    # Sums of our own kernels round differently from NCCL's.
+    sums = {"TRIREME_ALL_REDUCE": "communicator"}
 
     def environment(self, node):
+        if not node:
+            return self.sums
         return {"TRIREME_NODE": node, "NCCL_HOSTID": node, "NCCL_P2P_DISABLE": "1",
                 # A node's ranks count its own GPUs.
                 "CUDA_VISIBLE_DEVICES": {"a": "0", "b": "1"}.get(node, ""),
                 "NCCL_SHM_DISABLE": "1", "NCCL_NET": "Socket", "NCCL_SOCKET_IFNAME": "lo",
-                # Sums of our own kernels round differently from NCCL's.
-                "TRIREME_ALL_REDUCE": "communicator"}
+                **self.sums}
 
     def same_tokens(self, layout):
         flags = ["--layout", layout]
@@ -50,6 +53,16 @@ class GpuNodes(Nodes):
 
     def test_a_tensor_group_over_sockets(self):
         self.same_tokens("tensor=2")
+
+    # What is chosen where nobody asks for a way: our own kernels need memory that ranks map from
+    # each other, and a host has it.
+    def test_the_way_of_sums(self):
+        self.sums = {}
+        alone = "sums between GPUs go through NCCL alone: rank 1 is on another host"
+        self.generate(["a", "b"], "--layout", "tensor=2")
+        self.assertIn(alone, self.log)
+        self.generate(["", ""], "--layout", "tensor=2")
+        self.assertNotIn("through NCCL alone", self.log)
 
 
 if __name__ == "__main__":

@@ -26,22 +26,23 @@ class Nodes(unittest.TestCase):
         cls.tokens = token_file(cls.folder.name, cls.prompt["ids"])
 
     def environment(self, node):
-        return {"TRIREME_NODE": node}
+        return {"TRIREME_NODE": node} if node else {}
 
     def generate(self, nodes, *flags):
         """One rank for each name of a node, in this order; ("", …): all of one node. Gives the
-        answer and what the log says of the layout."""
+        answer and what the log says of the layout; self.log is all that it says."""
         line = [str(ROOT / "launch/mpirun")]
         for number, node in enumerate(nodes):
             settings = [f"{key}={value}" for key, value in self.environment(node).items()]
             line += [":"] if number else []
-            line += ["-n", "1", "env", *(settings if node else []), TRIREME, "--log-level", "info",
+            line += ["-n", "1", "env", *settings, TRIREME, "--log-level", "info",
                      "generate", "--model", self.model, "--tokens", self.tokens, "--ignore-eos",
                      "--max-tokens", MAX_TOKENS, "--json", *self.flags, *flags]
         done = subprocess.run([str(word) for word in line], capture_output=True, timeout=100,
                               stdin=subprocess.DEVNULL, env=os.environ)
         said = done.stderr.decode(errors="replace")
         self.assertEqual(done.returncode, 0, said)
+        self.log = said
         layout = re.search(r"info \[.*\] layout (.*)", said)
         self.assertIsNotNone(layout, said)
         return json.loads(done.stdout), layout.group(1)
