@@ -340,7 +340,8 @@ const char* to_string(CpuIsa isa);
 std::optional<CpuIsa> cpu_isa_of(std::string_view name);
 
 // The fastest set of this machine, by what its processor is, not by a measurement: a result should
-// not depend on the time. TRIREME_CPU_ISA names another one that the machine has.
+// not depend on the time. TRIREME_CPU_ISA names another one; kInvalidArgument if the machine lacks
+// it.
 CpuIsa best_cpu_isa();
 
 // Throws kInvalidArgument if this machine lacks `isa`. `pool` must outlive the backend.

@@ -99,7 +99,10 @@ CpuIsa best_cpu_isa() {
     fail(ErrorCode::kInvalidArgument,
          "TRIREME_CPU_ISA: '{}' is not reference, avx2, avx512 or avx512-bf16", name);
   }
-  return cpu::machine_has(*asked) ? *asked : best;
+  if (!cpu::machine_has(*asked)) {
+    fail(ErrorCode::kInvalidArgument, "TRIREME_CPU_ISA: this machine has no {}", name);
+  }
+  return *asked;
 }
 
 }  // namespace trireme
