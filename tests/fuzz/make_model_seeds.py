@@ -23,8 +23,9 @@ def matrices(hidden, ffn, vocab, heads, kv_heads, head_dim):
 
 # GGUF
 
-F32, F16, Q4_0, Q8_0 = 0, 1, 2, 8
-BLOCK = {F32: (1, 4), F16: (1, 2), Q4_0: (32, 18), Q8_0: (32, 34)}  # elements, bytes
+F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, BF16 = 0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 20, 30
+BLOCK = {F32: (1, 4), F16: (1, 2), BF16: (1, 2), Q4_0: (32, 18), Q4_1: (32, 20), Q5_0: (32, 22), Q5_1: (32, 24), Q8_0: (32, 34), IQ4_NL: (32, 18),
+         Q2_K: (256, 84), Q3_K: (256, 110), Q4_K: (256, 144), Q5_K: (256, 176), Q6_K: (256, 210)}  # elements, bytes
 
 
 def text(value):
@@ -56,7 +57,7 @@ def gguf(values, tensors):
     return out + bytes(-len(out) % 32) + data
 
 
-def gguf_model(arch, kind, tokenizer, hidden=32, ffn=32, vocab=8, heads=1, kv_heads=1, head_dim=32, extra=(), norms=(), **more):
+def gguf_model(arch, kind, tokenizer, hidden=32, ffn=32, vocab=8, heads=1, kv_heads=1, head_dim=32, extra=(), norms=(), kinds={}, experts=0, **more):
     values = {"general.architecture": arch, f"{arch}.context_length": 64, f"{arch}.embedding_length": hidden, f"{arch}.block_count": 1,
               f"{arch}.feed_forward_length": ffn, f"{arch}.attention.head_count": heads, f"{arch}.attention.head_count_kv": kv_heads,
               f"{arch}.attention.key_length": head_dim, f"{arch}.attention.value_length": head_dim,
@@ -64,7 +65,9 @@ def gguf_model(arch, kind, tokenizer, hidden=32, ffn=32, vocab=8, heads=1, kv_he
     tensors = {"token_embd.weight": ([vocab, hidden], kind), "output_norm.weight": ([hidden], F32)}
     names = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
     for name, shape in matrices(hidden, ffn, vocab, heads, kv_heads, head_dim).items():
-        tensors[f"blk.0.{names[name]}.weight"] = (shape, kind)
+        stacked = experts and name in ("gate", "up", "down")
+        tensors[f"blk.0.{names[name]}{'_exps' if stacked else ''}.weight"] = ([experts] * bool(stacked) + shape, kinds.get(name, kind))
+    if experts: tensors["blk.0.ffn_gate_inp.weight"] = ([experts, hidden], F32)
     for name in ["attn_norm", "ffn_norm", *norms]: tensors[f"blk.0.{name}.weight"] = ([hidden], F32)
     for name, shape in extra: tensors[f"blk.0.{name}"] = (shape, F32)
     return gguf(values, tensors)
@@ -87,6 +90,14 @@ def make_gguf():
     put("gguf", "qwen3_f16", gguf_model("qwen3", F16, bpe, extra=[("attn_q_norm.weight", [8]), ("attn_k_norm.weight", [8])], **small))
     put("gguf", "gemma3_f16", gguf_model("gemma3", F16, spm, norms=["post_attention_norm", "post_ffw_norm"],
         extra=[("attn_q_norm.weight", [8]), ("attn_k_norm.weight", [8])], **small, **{"gemma3.attention.sliding_window": 16}))
+    # Rows of 256 for the K formats, few of them; the rest in what fits.
+    wide = dict(hidden=256, ffn=8, heads=1, head_dim=8)
+    put("gguf", "llama_k", gguf_model("llama", F16, {}, kinds={"q": Q2_K, "k": Q3_K, "v": Q4_K, "gate": Q5_K, "up": Q6_K}, **wide))
+    put("gguf", "llama_32", gguf_model("llama", Q4_0, {}, kinds={"q": Q4_1, "k": Q5_0, "v": Q5_1, "gate": IQ4_NL, "up": BF16}))
+    counts = lambda arch: {f"{arch}.expert_count": 2, f"{arch}.expert_used_count": 1}
+    put("gguf", "mixtral_q8_0", gguf_model("llama", Q8_0, {}, experts=2, **counts("llama")))
+    put("gguf", "qwen3moe_q4_k", gguf_model("qwen3moe", F16, {}, experts=2, extra=[("attn_q_norm.weight", [8]), ("attn_k_norm.weight", [8])],
+        kinds={"gate": Q4_K, "up": Q4_K}, **wide, **counts("qwen3moe"), **{"qwen3moe.expert_feed_forward_length": 8}))
 
 
 # safetensors and config.json
