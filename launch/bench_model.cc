@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "kernels/limits.h"
 #include "launch/bench_load.h"
 #include "runtime/model/stage_costs.h"
 #include "runtime/trace/device_track.h"
@@ -85,6 +86,40 @@ MachineLimits run_within_limits(OfflineSession& session,
   return limits;
 }
 
+// The share of the read bandwidth that each run reached. A virtual machine's bandwidth may double
+// or halve within seconds, so one rank on a CPU measures it between the runs, while nothing else
+// uses its threads: a run counts against the mean of what was measured before it and after it.
+class BandwidthShares {
+ public:
+  explicit BandwidthShares(Instance& instance)
+      : pool_(instance.pool()),
+        between_(instance.world().control->size() == 1 &&
+                 !instance.backend().device_memory().has_value()) {}
+
+  void begin() {
+    if (between_) before_ = measure_read_bandwidth(pool_);
+  }
+  void run_ended(double bytes_per_s) {
+    if (!between_) return;
+    const double after = measure_read_bandwidth(pool_);
+    bandwidths_.push_back((before_ + after) / 2);
+    shares_.push_back(bytes_per_s / bandwidths_.back());
+    before_ = after;
+  }
+  void report(nlohmann::ordered_json& json) const {
+    if (!between_) return;
+    json["read_bandwidth"] = median(bandwidths_);
+    json["ratio"] = median(shares_);
+    json["ratios"] = shares_;
+  }
+
+ private:
+  ThreadPool& pool_;
+  bool between_;
+  double before_ = 0;
+  std::vector<double> bandwidths_, shares_;
+};
+
 // The stamps of this rank's GPU; made and finished on every rank, outside of session.run().
 class IdleShare {
  public:
@@ -140,9 +175,11 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
   }
   std::vector<double> rates;
   IdleShare idle(session.instance(), options);
+  BandwidthShares shares(session.instance());
   const MachineLimits limits = run_within_limits(session, [&](Frontend& frontend) {
     int again = 10;
     for (int i = 0; i <= options.repeats; ++i) {
+      if (i == 1) shares.begin();
       const auto times = run_load(frontend, session.instance(), load, static_cast<uint64_t>(i + 1));
       // On a busy machine a small model may be through before this thread gets a turn.
       if (times.tokens_after_start == 0 && again-- > 0) {
@@ -155,6 +192,7 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
       }
       if (i == 0) continue;  // it warms up
       rates.push_back(times.decode_rate());
+      shares.run_ended(cost.bytes * rates.back() / options.batch);
       idle.run_ended(session.instance().engine().stats().scheduler.steps);
     }
   });
@@ -170,6 +208,7 @@ nlohmann::ordered_json bench_decode(OfflineSession& session, const BenchModelOpt
   json["bytes_per_s"] = bytes_per_s;
   json["read_bandwidth"] = limits.read_bandwidth;
   json["ratio"] = bytes_per_s / limits.read_bandwidth;
+  shares.report(json);
   json["batch"] = options.batch;
   json["context"] = options.prompt;
   json["layout"] = session.instance().world().layout.describe();
