@@ -3,6 +3,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -200,6 +201,30 @@ class Generate(unittest.TestCase):
                                delta=1e-6)
         # More than 2 operations for each of the model's weights (all but norms) and token.
         self.assertGreater(prefill["flops_per_s"] / prefill["value"], 2 * 4 * 48 * 112)
+
+    def test_bench_counts_each_run_against_the_bandwidth_beside_it(self):
+        decode = call_json("bench", "decode", "--model", self.model, "--tokens", 100, "--repeats", 3)
+        self.assertEqual(len(decode["ratios"]), 3)
+        self.assertIn(decode["ratio"], decode["ratios"])
+        together = call_json("bench", "decode", "--model", self.model, "--tokens", 100,
+                             "--repeats", 1, "--layout", "tensor=2", ranks=2)
+        self.assertNotIn("ratios", together)
+
+    def test_random_weights_of_a_shape_need_no_weights(self):
+        shape = os.path.join(self.folder.name, "shape")
+        os.mkdir(shape)
+        shutil.copy(MODELS / "llama3/config.json", shape)
+        self.assertEqual(call("score", "--model", shape, "--tokens",
+                              token_file(self.folder.name, [1, 2, 3])).returncode, 2)
+        tokens = token_file(self.folder.name, [5, 6, 7])
+        flags = ["--model", shape, "--load-format", "dummy", "--tokens", tokens, "--ignore-eos",
+                 "--max-tokens", 8]
+        alone = call_json("generate", *flags)["token_ids"]
+        self.assertEqual(len(alone), 8)
+        # Each rank makes the same matrices, and keeps its part.
+        for layout in ("tensor=2", "pipeline=2"):
+            again = call_json("generate", *flags, "--layout", layout, ranks=2)
+            self.assertEqual(again["token_ids"], alone)
 
     def test_echo_is_text_and_no_output(self):
         prompt = self.expected["prompts"][2]
