@@ -161,7 +161,7 @@ void Instance::State::tell_why_not(const std::vector<uint8_t>& has, int mine) co
 // Ranks that round differently still serve, but answers then depend on who computes what, and of a
 // mixture of experts tensor ranks could choose different ones.
 void Instance::State::compare_instruction_sets() {
-  const auto mine = static_cast<uint8_t>(options.isa.value_or(best_cpu_isa()));
+  const auto mine = static_cast<uint8_t>(options.isa ? *options.isa : best_cpu_isa());
   std::vector<uint8_t> all(static_cast<size_t>(control->size()));
   control->all_gather(std::as_bytes(std::span(&mine, 1)), std::as_writable_bytes(std::span(all)));
   const auto other = std::find_if(all.begin(), all.end(), [&](uint8_t one) { return one != mine; });
@@ -218,7 +218,7 @@ void Instance::State::open() {
     make_pool(threads);
     const DType element = element_of(options, *source, gpu);
     backend = gpu ? make_cuda_backend(*pool, gpu_index, element)
-                  : make_cpu_backend(*pool, options.isa.value_or(best_cpu_isa()));
+                  : make_cpu_backend(*pool, options.isa ? *options.isa : best_cpu_isa());
     shape = shape_of_model();
   });
   if (!gpu) compare_instruction_sets();
